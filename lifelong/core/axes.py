@@ -1,0 +1,248 @@
+"""The contracts: six questions that a stage asks, one abstract class for each kind of answer.
+
+A method is a frozen, keyword-only dataclass of hyper-parameters and a final subclass of one axis.
+It keeps nothing on `self`: what it remembers is a `State` (nested dicts of tensors and plain
+values) that it returns and the engine saves. Every class states its source (`paper`), what it
+costs beside plain training (`cost`) and what its tests have shown (`verified`).
+"""
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lifelong.core.model import Model
+from lifelong.core.settings import check
+from lifelong.core.state import State
+
+Row = Mapping[str, Any]  # one row of the user's data, as read
+Example = dict[str, Any]  # one encoded row: lists of ints or tensors, keys chosen by the objective
+Batch = dict[str, Tensor]  # collated examples
+Params = dict[str, nn.Parameter]  # trainable parameters by name
+
+
+class Outputs(NamedTuple):
+    """What the network says where an answer is known; N positions over the B examples of a batch."""
+
+    logits: Tensor  # (N, C) C = vocabulary or known labels
+    targets: Tensor  # (N,) int64 in [0, C)
+    owners: Tensor  # (N,) int64 in [0, B): the example that each position belongs to
+
+
+class Encoded(NamedTuple):
+    examples: list[Example]
+    truncated: int  # rows whose text was cut to fit the window
+
+
+class Answer(NamedTuple):
+    """The model's answer to one evaluation row."""
+
+    prediction: str | None  # None where only likelihood was asked for
+    references: tuple[str, ...]
+    log_likelihood: float  # nats, of the reference (first one) given the prompt
+    tokens: int  # labelled positions behind log_likelihood
+
+
+class Progress(NamedTuple):
+    """Where a stage stands; `num_steps` is None for a stage that ends by the clock."""
+
+    step: int  # optimiser steps already made in this stage
+    num_steps: int
+
+
+class LowRank(NamedTuple):
+    """weight update of one linear module, out x in = scale * up @ down; float32."""
+
+    down: Tensor  # (rank, in), peft's lora_A
+    up: Tensor  # (out, rank), peft's lora_B
+    scale: float
+
+
+class Subspace(NamedTuple):
+    """Input directions of finished updates of one module, and those now being trained."""
+
+    past: Tensor  # (R, in) no gradient; R = 0 in the first stage
+    current: Tensor  # (r, in) trainable
+
+
+@dataclass(kw_only=True)
+class Context:
+    """What a method may look at. In a plain PyTorch loop `Context(params=...)` is enough for a
+    penalty on weights; the engine fills in everything.
+    """
+
+    params: Params
+    model: Model | None = None
+    objective: "Objective | None" = None
+    tuner: "Tuner | None" = None
+    tuner_state: State = field(default_factory=dict)
+    stage: int = 0  # index of the stage, from 0
+    seed: int = 0
+    num_old_labels: int | None = None  # labels of finished stages, where a head grows
+    batch: Batch | None = None  # the current step's
+    outputs: Outputs | None = None  # of the current batch, with gradient
+    examples: Sequence[Example] = ()  # the stage's encoded training rows
+    batches: Callable[[Sequence[Example]], Iterator[Batch]] | None = None  # collates, on the device
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the run's compute type
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """Base of every axis."""
+
+    paper: ClassVar[str] = ""  # where it comes from
+    cost: ClassVar[str] = ""  # time, memory, bytes per task beyond plain training
+    verified: ClassVar[tuple[str, ...]] = ()  # what its tests have shown
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+class Objective(Method):
+    """What a step minimises, and how its answers are read off the network."""
+
+    kinds: ClassVar[tuple[str, ...]] = ()  # kinds of models that it can train (see core.model)
+    columns: ClassVar[tuple[tuple[str, ...], ...]] = ()  # sets of columns that it accepts
+    metric: ClassVar[str] = "accuracy"  # judged by this unless the stream says otherwise
+    one_row_per_example: ClassVar[bool] = True  # False where rows are packed
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> Encoded:
+        """Examples of `rows`. `labels` are all labels known so far, in the order of their ids."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example], model: Model) -> Batch:
+        """Pad and stack."""
+
+    @abstractmethod
+    def forward(self, network: nn.Module, batch: Batch) -> Outputs:
+        """Logits at the labelled positions only."""
+
+    def loss(self, outputs: Outputs) -> Tensor:
+        """(N,) loss of each labelled position in nats, float32."""
+        return functional.cross_entropy(outputs.logits.float(), outputs.targets, reduction="none")
+
+    @abstractmethod
+    def answer(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> list[Answer]:
+        """Answers to evaluation rows, in their order; `labels` are the candidates."""
+
+    def begin_stage(self, model: Model, labels: Sequence[str], seed: int) -> None:
+        """Make room for the labels of a new stage. Called again, in order, on a resume."""
+
+    def length(self, example: Example) -> int:
+        """Positions that the example occupies in a batch; batches are formed by it."""
+        return len(example["input_ids"]) if "input_ids" in example else 1
+
+
+class Tuner(Method):
+    """Where the update lives. `begin_stage` and `end_stage` leave the function as it was."""
+
+    persistent: ClassVar[bool] = True  # a parameter's name means the same weight in every stage
+    has_subspaces: ClassVar[bool] = False  # answers `subspaces`
+
+    @abstractmethod
+    def attach(self, model: Model, state: State | None, seed: int) -> State:
+        """Freeze and add what the update needs. With a saved `state`, rebuild the same modules
+        (values of trainable parameters are loaded by the engine afterwards).
+        """
+
+    def begin_stage(self, model: Model, state: State, stage: int, seed: int) -> State:
+        return state
+
+    def end_stage(self, model: Model, state: State) -> State:
+        return state
+
+    @abstractmethod
+    def fold(self, model: Model, state: State) -> None:
+        """Leave a plain transformers model that computes the same function."""
+
+    def low_rank(self, model: Model, state: State) -> dict[str, LowRank] | None:
+        """The whole update by module name, where it is one of low rank; else None."""
+        return None
+
+    def subspaces(self, model: Model, state: State) -> dict[str, Subspace]:
+        raise TypeError(f"{type(self).__name__} has no subspaces")
+
+
+class Penalty(Method):
+    """What holds the past: a scalar added to the loss once per optimiser step."""
+
+    needs_persistent: ClassVar[bool] = False  # compares a parameter with its own earlier value
+    needs_subspaces: ClassVar[bool] = False
+
+    @abstractmethod
+    def init(self, context: Context) -> State:
+        """State before the first stage."""
+
+    def begin_stage(self, context: Context, state: State) -> State:
+        return state
+
+    @abstractmethod
+    def loss(self, context: Context, state: State) -> Tensor | None:
+        """Scalar with gradient; None where there is nothing to hold yet (the step then costs
+        nothing and changes no bit)."""
+
+    @abstractmethod
+    def end_stage(self, context: Context, state: State) -> State:
+        """Take in what the finished stage taught."""
+
+
+class Replay(Method):
+    """What is seen again. Items are dicts {"stage": index, "example": encoded row} or, kept as
+    text, {"stage": index, "row": row}.
+    """
+
+    keep: Any  # "text" or "tokens"
+
+    @abstractmethod
+    def init(self, seed: int) -> State: ...
+
+    @abstractmethod
+    def add(self, state: State, items: Sequence[dict[str, Any]]) -> State:
+        """Offer rows in the order in which they were first seen."""
+
+    @abstractmethod
+    def pick(self, state: State, num_rows: int, stage: int, step: int) -> list[dict[str, Any]]:
+        """Items to train beside `num_rows` new rows; a pure function of its arguments."""
+
+
+class Schedule(Method):
+    """How fast: a factor on the learning rate."""
+
+    @abstractmethod
+    def scale(self, progress: Progress) -> float: ...
+
+
+class AnswerMetric(Method):
+    """Judges answers of one evaluation set."""
+
+    formula: ClassVar[str] = ""
+    unit: ClassVar[str] = "%"
+
+    @abstractmethod
+    def scores(self, answers: Sequence[Answer]) -> list[float]:
+        """One number per answer, for intervals and comparisons."""
+
+    def value(self, answers: Sequence[Answer]) -> float:
+        """The figure of the set: mean score unless the metric says otherwise."""
+        return sum(self.scores(answers)) / len(answers)
+
+    def benefit(self, value: float) -> float:
+        """The figure on a scale where more is better, as it enters the accuracy matrix."""
+        return value
+
+
+class MatrixMetric(Method):
+    """Says one thing about a whole run, from its accuracy matrix."""
+
+    title: ClassVar[str] = ""
+    formula: ClassVar[str] = ""
+    better: ClassVar[str] = "higher"
+
+    @abstractmethod
+    def value(self, matrix: "Any") -> float | None:
+        """None where the matrix does not define it (one task, no general sets)."""

@@ -1,0 +1,230 @@
+"""The loop: takes a model through a stream of stages. Knows axes, never methods.
+
+`train` reads from top to bottom. Everything that a step depends on is a function of (seed, stage,
+step) or is saved in a checkpoint: weights, optimiser moments and the states of the methods. So a
+run that was killed goes on to the same bits.
+"""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator
+
+from lifelong.core import evaluation
+from lifelong.core.axes import Progress
+from lifelong.core.composition import Methods
+from lifelong.core.life import Item, Life, derive
+from lifelong.core.model import Model
+from lifelong.core.plan import Plan
+from lifelong.core.stream import Stage, Stream
+from lifelong.errors import UserError
+from lifelong.store.run import RunFolder
+
+
+class Event(NamedTuple):
+    """What a listener is told after every step and evaluation."""
+
+    kind: str  # "stage", "step", "evaluation", "notice"
+    stage: int  # 0 = untrained, k = k-th stage
+    step: int = 0
+    num_steps: int = 0
+    loss: float = math.nan
+    tokens_per_second: float = 0.0
+    seconds_left: float = math.nan  # of this stage
+    text: str = ""
+
+
+Listener = Callable[[Event], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a run is carried out; nothing here changes what is learned, except `precision`."""
+
+    seed: int = 0
+    precision: str = "float32"  # or "bfloat16": forward and backward passes; weights that move stay float32
+    checkpoint_seconds: float = 300.0
+    trackers: tuple[str, ...] = ()
+
+
+def train(
+    model: Model,
+    stream: Stream,
+    methods: Methods,
+    folder: RunFolder,
+    settings: Settings,
+    listen: Listener = lambda event: None,
+) -> dict[str, Any]:
+    """Train every stage of the stream that `folder` does not hold yet; returns the summary."""
+    accelerator = Accelerator(cpu=model.device.type == "cpu", log_with=list(settings.trackers) or None,
+                              project_dir=str(folder.path))  # fmt: skip
+    if settings.trackers:
+        accelerator.init_trackers(folder.path.name)
+    life = Life(model, stream, methods, settings.seed, settings.precision, accelerator)
+    if not folder.has(0, "evaluation.json"):
+        evaluation.measure(life, folder, row=0, listen=listen)
+    life.restore(folder)
+    for notice in folder.notices:
+        listen(Event("notice", 0, text=notice))
+
+    with interruptible() as stop:
+        for index, stage in enumerate(stream.stages):
+            if index > life.stage or (index == life.stage and life.step is not None):
+                train_stage(life, index, stage, folder, settings, listen, stop)
+            if not folder.has(index + 1, "evaluation.json"):
+                evaluation.measure(life, folder, row=index + 1, listen=listen)
+                stop.check(folder)
+    accelerator.end_training()
+    return evaluation.summarise(stream, folder)
+
+
+def train_stage(
+    life: Life, index: int, stage: Stage, folder: RunFolder, settings: Settings, listen: Listener, stop: "Stop"
+) -> None:
+    """One stage, from its beginning or from the checkpoint that `life` was restored from."""
+    if index > life.stage:
+        life.begin_stage(index, stage)
+    plan = Plan(life.lengths(), stage.optimization, stage.budget, settings.seed, index)
+    folder.cut_log(index, life.step)
+    meter = Meter(life.spent, stage.budget.seconds, plan.num_steps)
+    saved = time.monotonic()
+
+    while not meter.finished(life.step):
+        torch.manual_seed(derive(settings.seed, index, life.step))  # dropout: the same after a resume
+        rows, first_visit = plan[life.step]
+        items = life.items(rows) + life.replayed(len(rows))
+        rate = stage.optimization.learning_rate * stage.optimization.schedule.scale(meter.progress(life.step))
+
+        loss, penalties, tokens, pads = backward(life, items, stage.optimization.micro_batch_size)
+        if not math.isfinite(loss + sum(penalties.values())):
+            raise UserError(
+                f"stage {stage.name}, step {life.step}: the loss is not finite (loss {loss}, penalties "
+                f"{penalties}, rows {life.where(rows)}). Lower the learning rate or look at these rows; "
+                f"the last good checkpoint is kept in {folder.path}."
+            )
+        life.update(rate)
+        if first_visit:
+            life.remember(rows)
+        life.step += 1
+
+        meter.add(tokens, pads)
+        record = {"stage": index, "step": life.step - 1, "loss": loss, "penalties": penalties,
+                  "learning_rate": rate, "tokens": tokens, "seconds": round(meter.seconds, 4)}  # fmt: skip
+        folder.log(record)
+        if settings.trackers:
+            life.accelerator.log({f"{stage.name}/{k}": v for k, v in record.items() if k == "loss"} | penalties)
+        listen(meter.event(index + 1, life.step, loss))
+        if stop.asked or time.monotonic() - saved > settings.checkpoint_seconds:
+            life.spent = meter.totals()
+            folder.flush_log()
+            folder.save(index, life.step, *life.snapshot())
+            saved = time.monotonic()
+            stop.check(folder)
+
+    life.spent = meter.totals()
+    life.end_stage()
+    folder.flush_log()
+    folder.write(index + 1, "cost.json", {"name": stage.name, **meter.totals(), **life.sizes()})
+    folder.save(index, None, *life.snapshot())
+
+
+def backward(
+    life: Life, items: list[Item], micro_batch_size: int | None
+) -> tuple[float, dict[str, float], int, int]:
+    """Gradients of one optimiser step; returns (loss, penalties, positions, pads).
+
+    The loss is the mean over all labelled positions of the step, however the step is cut into
+    micro batches. Penalties are added once per step, on its first micro batch.
+    """
+    parts = life.batches(items, micro_batch_size)
+    count = life.total(sum(part.labelled for part in parts))
+    total, penalties = 0.0, {}
+    for number, part in enumerate(parts):
+        with life.autocast():
+            outputs = part.objective.forward(life.network, part.batch)
+            loss = part.objective.loss(outputs).sum() / count
+            terms = life.penalties(part, outputs) if number == 0 else {}
+        total += loss.item()
+        penalties |= {name: term.item() for name, term in terms.items()}
+        life.accelerator.backward(sum(terms.values(), start=loss))
+    return total, penalties, sum(part.tokens for part in parts), sum(part.pads for part in parts)
+
+
+class Meter:
+    """Time, positions and pads of one stage, those before an interruption included."""
+
+    def __init__(self, spent: dict[str, float], seconds: float | None, num_steps: int | None) -> None:
+        self.spent = {"seconds": 0.0, "tokens": 0, "pad_tokens": 0, "steps": 0} | spent
+        self.budget_seconds = seconds
+        self.num_steps = num_steps
+        self.begun = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self.spent["seconds"] + time.perf_counter() - self.begun
+
+    def add(self, tokens: int, pads: int) -> None:
+        self.spent["tokens"] += tokens
+        self.spent["pad_tokens"] += pads
+        self.spent["steps"] += 1
+
+    def finished(self, step: int) -> bool:
+        out_of_time = self.budget_seconds is not None and self.seconds >= self.budget_seconds
+        return out_of_time or step == self.num_steps
+
+    def progress(self, step: int) -> Progress:
+        """A stage that ends by the clock has as many steps as its pace so far promises."""
+        if self.num_steps is not None:
+            return Progress(step, self.num_steps)
+        return Progress(step, max(step + 1, round(step * self.budget_seconds / max(self.seconds, 1e-9))))
+
+    def event(self, stage: int, step: int, loss: float) -> Event:
+        seconds = self.seconds
+        num_steps = self.progress(step).num_steps
+        pace = seconds / max(step, 1)
+        return Event("step", stage, step, num_steps, loss, self.spent["tokens"] / max(seconds, 1e-9),
+                     pace * (num_steps - step))  # fmt: skip
+
+    def totals(self) -> dict[str, float]:
+        return self.spent | {"seconds": self.seconds, "tokens_per_second": self.spent["tokens"] / self.seconds}
+
+
+class Stop:
+    """Set by Ctrl-C or SIGTERM; the loop saves and then leaves."""
+
+    asked = False
+
+    def check(self, folder: RunFolder) -> None:
+        if self.asked:
+            raise UserError(
+                f"interrupted; everything up to here is saved in {folder.path}. The same command goes on from here."
+            )
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Stop]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one acts at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.asked = True
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,3 @@
+from lifelong.errors import UserError, nearest
+
+__all__ = ["UserError", "nearest"]

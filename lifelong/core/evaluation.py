@@ -1,0 +1,133 @@
+"""Judging a model on all evaluation sets, and the numbers that follow."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lifelong.core import discover
+from lifelong.core.axes import Answer, MatrixMetric
+from lifelong.core.life import Life
+from lifelong.core.matrix import AccuracyMatrix, GeneralSet
+from lifelong.core.stream import EvalSet, Stream
+from lifelong.errors import UserError
+from lifelong.numerics.intervals import bootstrap_interval
+from lifelong.store.files import read_json
+from lifelong.store.run import UNTRAINED, RunFolder
+
+VISIBLE = {
+    "task": "Each row was answered among the labels of its own task: the task's identity was visible at test time.",
+    "seen": "Each row was answered among the labels of all stages trained so far (never fewer than its own "
+    "task's): the task's identity was visible only through the wording of its prompt.",
+    "all": "Each row was answered among all labels of the stream, also those of stages still to come: the "
+    "task's identity was visible only through the wording of its prompt.",
+}
+
+
+def candidates(stream: Stream, each: EvalSet, row: int) -> tuple[str, ...]:
+    """Labels that an answer is chosen from, after `row` stages."""
+    if not each.labels or stream.candidates == "task":
+        return each.labels
+    known = stream.labels(row) if stream.candidates == "seen" else stream.labels()
+    if not set(known) & set(each.labels):  # a general set with labels of its own
+        return each.labels
+    return tuple(dict.fromkeys((*known, *each.labels)))
+
+
+def judge(model: Any, each: EvalSet, labels: Sequence[str]) -> tuple[dict[str, Any], list[Answer]]:
+    """Figure, interval and answers of one evaluation set."""
+    training = model.network.training
+    model.network.eval()
+    try:
+        with torch.inference_mode():
+            answers = each.objective.answer(each.rows, model, labels)
+    finally:
+        model.network.train(training)
+    value = each.metric.value(answers)
+    scores = each.metric.scores(answers)
+    low, high = bootstrap_interval(scores, seed=0)
+    if each.metric.unit == "":  # the figure is no mean of its scores
+        low, high = sorted((math.exp(-low), math.exp(-high)))
+    return {
+        "name": each.name, "metric": type(each.metric).__name__, "unit": each.metric.unit, "value": value,
+        "benefit": each.metric.benefit(value), "count": len(answers), "low": low, "high": high,
+    }, answers  # fmt: skip
+
+
+def measure(life: Life, folder: RunFolder, row: int, listen: Any) -> None:
+    """Write the evaluation of the model as it stands: row 0 before training, row k after stage k."""
+    stream = life.stream
+    sets = [(task, each) for task, each in stream.columns()] + [(None, each) for each in stream.general]
+    begun, found, lines = time.perf_counter(), [], []
+    for number, (task, each) in enumerate(sets):
+        with life.autocast():
+            result, answers = judge(life.model, each, candidates(stream, each, row))
+        found.append(result | {"task": task, "general": task is None})
+        lines += [
+            {"set": each.name, "row": i, "prediction": a.prediction, "references": list(a.references),
+             "log_likelihood": round(a.log_likelihood, 6), "tokens": a.tokens}
+            for i, a in enumerate(answers)
+        ]  # fmt: skip
+        listen(_event(row, number + 1, len(sets), each.name))
+    folder.write_lines(row, "answers.jsonl", lines)
+    name = UNTRAINED if row == 0 else stream.stages[row - 1].name
+    seconds = time.perf_counter() - begun
+    if folder.has(row, "cost.json"):
+        cost = read_json(folder.stage(row) / "cost.json")
+        folder.write(row, "cost.json", cost | {"evaluation_seconds": seconds})
+    folder.write(row, "evaluation.json", {"stage": None if row == 0 else name, "seconds": seconds, "sets": found})
+
+
+def _event(row: int, done: int, total: int, text: str) -> Any:
+    from lifelong.core.engine import Event
+
+    return Event("evaluation", row, done, total, text=text)
+
+
+def matrix_of(stream: Stream, evaluations: Sequence[dict[str, Any]]) -> AccuracyMatrix:
+    """The accuracy matrix of the evaluations so far; the first is the untrained model's."""
+    columns = stream.columns()
+    table = [[entry["benefit"] for entry in e["sets"] if not entry["general"]] for e in evaluations]
+    general = [
+        GeneralSet(name=each.name, metric=type(each.metric).__name__,
+                   values=tuple(e["sets"][len(columns) + i]["value"] for e in evaluations))
+        for i, each in enumerate(stream.general)
+    ]  # fmt: skip
+    return AccuracyMatrix(
+        columns=tuple(each.name for _, each in columns),
+        values=tuple(tuple(row) for row in table[1:]),
+        untrained=tuple(table[0]),
+        taught=tuple(task for task, _ in columns),
+        sizes=tuple(len(each.rows) for _, each in columns),
+        general=tuple(general),
+    )
+
+
+def metrics_of(matrix: AccuracyMatrix) -> list[dict[str, Any]]:
+    """Every matrix metric there is, with its formula."""
+    found = []
+    for name in discover.names("metrics"):
+        cls = discover.load(name, "metrics")
+        if issubclass(cls, MatrixMetric):
+            found.append({"id": name, "title": cls.title, "value": cls().value(matrix),
+                          "formula": cls.formula, "better": cls.better})  # fmt: skip
+    return found
+
+
+def summarise(stream: Stream, folder: RunFolder) -> dict[str, Any]:
+    """Write and return summary.json from the evaluations in the folder."""
+    done = [row for row in range(len(stream.stages) + 1) if folder.has(row, "evaluation.json")]
+    evaluations = [read_json(folder.stage(row) / "evaluation.json") for row in done]
+    if not evaluations:
+        raise UserError(f"{folder.path} holds no evaluation yet.")
+    matrix = matrix_of(stream, evaluations)
+    summary = {
+        "finished": len(evaluations) == len(stream.stages) + 1,
+        "visible": VISIBLE[stream.candidates],
+        "matrix": matrix.to_dict(),
+        "metrics": metrics_of(matrix),
+    }
+    folder.write_summary(summary)
+    return summary

@@ -1,0 +1,48 @@
+"""A pretrained network with what is needed to speak to it."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Kind = Literal["decoder", "encoder_decoder", "encoder", "vision"]
+
+
+@dataclass
+class Model:
+    """`kind` follows from what the network offers, never from its name."""
+
+    network: nn.Module
+    processor: Any  # tokenizer, or image processor for vision
+    kind: Kind
+    window: int  # longest input in tokens (patches do not count for vision)
+    name: str = ""  # as the user gave it
+    fingerprint: str = ""  # of the base weights, see store.fingerprint
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def hidden_size(self) -> int:
+        config = self.network.config
+        return config.get_text_config().hidden_size if self.kind != "vision" else config.hidden_size
+
+    def body(self) -> nn.Module:
+        """The network without its output head."""
+        return self.network.base_model
+
+    def params(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name."""
+        return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+
+
+def kind_of(network: nn.Module) -> Kind:
+    """What the network takes and gives."""
+    if network.main_input_name == "pixel_values":
+        return "vision"
+    if network.config.is_encoder_decoder:
+        return "encoder_decoder"
+    return "decoder" if network.can_generate() else "encoder"

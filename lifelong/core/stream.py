@@ -1,0 +1,114 @@
+"""Stage and stream: what comes, in which order, and what is evaluated throughout."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from lifelong.core.axes import AnswerMetric, Objective, Row, Schedule
+from lifelong.errors import UserError
+from lifelong.core.settings import Range, check
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """When a stage ends: at the first of the limits that are given."""
+
+    epochs: Annotated[float, Range(0, open_low=True)] | None = None
+    steps: Annotated[int, Range(1)] | None = None
+    tokens: Annotated[int, Range(1)] | None = None  # positions of new rows, pads not counted
+    seconds: Annotated[float, Range(0, open_low=True)] | None = None  # of training; not repeatable
+
+    def __post_init__(self) -> None:
+        check(self)
+        if (self.epochs, self.steps, self.tokens, self.seconds) == (None,) * 4:
+            raise UserError("a stage needs a budget: give epochs, steps, tokens or seconds.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """How a stage is trained. AdamW, begun afresh at every stage."""
+
+    learning_rate: Annotated[float, Range(0, open_low=True)] = 1e-3
+    schedule: Schedule
+    batch_size: Annotated[int, Range(1)] | None = 16  # rows per optimiser step
+    batch_tokens: Annotated[int, Range(1)] | None = None  # or positions per step, pads counted
+    micro_batch_size: Annotated[int, Range(1)] | None = None  # rows per forward pass; None = all
+    weight_decay: Annotated[float, Range(0)] = 0.0
+    beta1: Annotated[float, Range(0, 1, open_high=True)] = 0.9
+    beta2: Annotated[float, Range(0, 1, open_high=True)] = 0.999
+    max_grad_norm: Annotated[float, Range(0, open_low=True)] | None = 1.0
+    sort_by_length: bool = True  # batches of rows of like length: less padding
+
+    def __post_init__(self) -> None:
+        check(self)
+        if (self.batch_size is None) == (self.batch_tokens is None):
+            raise UserError("give exactly one of batch_size (rows) and batch_tokens (positions).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSet:
+    """Rows that judge the model."""
+
+    name: str
+    rows: Sequence[Row]
+    objective: Objective
+    metric: AnswerMetric
+    labels: tuple[str, ...] = ()  # candidate answers, where the task has a closed set
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One step of a life: training rows, what judges them, an objective, a budget."""
+
+    name: str
+    rows: Sequence[Row]
+    evals: tuple[EvalSet, ...]
+    objective: Objective
+    budget: Budget
+    optimization: Optimization
+    labels: tuple[str, ...] = ()
+    parts: tuple["Stage", ...] = ()  # the stages that were joined into this one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Stages in order. `columns` of the accuracy matrix are the evaluation sets of all stages."""
+
+    stages: tuple[Stage, ...]
+    general: tuple[EvalSet, ...] = ()  # never trained: what the model must keep
+    candidates: str = "task"  # "task": a row is answered among its own task's labels; "seen":
+    # among the labels of all stages trained so far; "all": among every label of the stream
+
+    def columns(self) -> list[tuple[int, EvalSet]]:
+        """(index of the stage that teaches it, evaluation set), in stream order."""
+        return [(i, each) for i, stage in enumerate(self.stages) for each in stage.evals]
+
+    def labels(self, stages: int | None = None) -> tuple[str, ...]:
+        """All labels of the first `stages` stages, in the order in which they appear."""
+        return tuple(dict.fromkeys(l for stage in self.stages[:stages] for l in stage.labels))
+
+
+def joined(stream: Stream) -> Stream:
+    """One stage with the rows of all: the joint upper bound. Budgets in steps, tokens and seconds
+    add up; epochs keep their meaning and must agree.
+    """
+    first = stream.stages[0]
+    budgets = [stage.budget for stage in stream.stages]
+    if len({(b.epochs, b.steps is None, b.tokens is None, b.seconds is None) for b in budgets}) > 1:
+        raise UserError("joint training needs stages with the same kind of budget (and equal epochs).")
+
+    def total(name: str) -> float | None:
+        values = [getattr(b, name) for b in budgets]
+        return None if values[0] is None else sum(values)
+
+    budget = Budget(epochs=first.budget.epochs, **{n: total(n) for n in ("steps", "tokens", "seconds")})
+    stage = replace(
+        first,
+        name="joint",
+        rows=[row for each in stream.stages for row in each.rows],
+        evals=tuple(each for _, each in stream.columns()),
+        labels=stream.labels(),
+        budget=budget,
+        parts=stream.stages,
+    )
+    return replace(stream, stages=(stage,))

@@ -1,0 +1,19 @@
+"""The one error that users meet: what is wrong, where, and what to do about it."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Bad input. The command line prints the message alone and exits with status 2."""
+
+
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean `x`?' for the known name closest to `name`, else the list of names."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean `{close[0]}`?"
+    return f" Known: {', '.join(known)}." if known else ""

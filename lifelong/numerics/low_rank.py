@@ -1,0 +1,108 @@
+"""Low-rank updates beside linear modules: y = W x + scale * B A x (Hu et al. 2022, arXiv:2106.09685).
+
+The update is two child modules of the linear module itself, `lora_A` (r x in) and `lora_B`
+(out x r), and a forward hook. The module is not replaced: names of base weights stay, so plain
+checkpoints load and save unchanged, and removing hook and children leaves the model as it was.
+Factors are float32; under autocast the products run in the compute type.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from lifelong.errors import UserError, nearest
+
+ALL_LINEAR = "all-linear"
+
+
+def linear_modules(network: nn.Module) -> dict[str, nn.Module]:
+    """Linear modules of the network's body, without output heads and without low-rank factors."""
+    head = network.get_output_embeddings()
+    skip = ("lora_A", "lora_B")
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D))
+        and module is not head
+        and name.rpartition(".")[2] not in skip
+        and not name.startswith("lifelong_head")
+    }
+
+
+def select_modules(network: nn.Module, targets: Sequence[str]) -> dict[str, nn.Module]:
+    """Linear modules whose name is or ends with one of `targets`; "all-linear" takes all."""
+    found = linear_modules(network)
+    if ALL_LINEAR in targets:
+        return found
+    chosen = {n: m for n, m in found.items() if any(n == t or n.endswith(f".{t}") for t in targets)}
+    for target in targets:
+        if not any(n == target or n.endswith(f".{target}") for n in chosen):
+            ends = {n.rpartition(".")[2] for n in found}
+            raise UserError(f"targets: no linear module is named `{target}`.{nearest(target, ends)}")
+    return chosen
+
+
+def dimensions(module: nn.Module) -> tuple[int, int]:
+    """(in, out) of a linear module; transformers' Conv1D keeps its weight transposed."""
+    rows, columns = module.weight.shape
+    return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
+
+
+def factor(rows: int, columns: int, device: torch.device) -> nn.Linear:
+    """A bias-free linear module of float32 zeros that maps `columns` to `rows`."""
+    made = nn.utils.skip_init(nn.Linear, columns, rows, bias=False, device=device, dtype=torch.float32)
+    nn.init.zeros_(made.weight)
+    return made
+
+
+def initialise(module: nn.Module, generator: torch.Generator) -> None:
+    """A uniform in +-1/sqrt(in) (Kaiming with a = sqrt 5), B zero: the update starts at 0."""
+    down = module.lora_A.weight
+    bound = 1 / math.sqrt(down.shape[1])
+    values = torch.empty(down.shape, dtype=torch.float32).uniform_(-bound, bound, generator=generator)
+    with torch.no_grad():
+        down.copy_(values)
+        module.lora_B.weight.zero_()
+
+
+def attach(module: nn.Module, rank: int, scale: float, dropout: float) -> None:
+    """Give a linear module a trainable update of zeros; its own parameters are frozen."""
+    inside, outside = dimensions(module)
+    limit = min(inside, outside)
+    if rank > limit:
+        raise UserError(f"rank must be at most {limit} for a {outside} x {inside} module; got {rank}.")
+    device = module.weight.device
+    for parameter in module.parameters(recurse=False):
+        parameter.requires_grad_(False)
+    module.lora_A = factor(rank, inside, device)
+    module.lora_B = factor(outside, rank, device)
+
+    def add_update(owner: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        inputs = functional.dropout(args[0], dropout, owner.training) if dropout else args[0]
+        if not torch.is_autocast_enabled(inputs.device.type):
+            inputs = inputs.to(owner.lora_A.weight.dtype)
+        update = owner.lora_B(owner.lora_A(inputs) * scale)
+        return output + update.to(output.dtype)
+
+    module.lora_hook = module.register_forward_hook(add_update)
+
+
+def detach(module: nn.Module) -> None:
+    """Remove hook and factors."""
+    module.lora_hook.remove()
+    del module.lora_A, module.lora_B, module.lora_hook
+
+
+@torch.no_grad()
+def add_to_weight(module: nn.Module, down: Tensor, up: Tensor, scale: float, base: Tensor | None = None) -> None:
+    """weight <- base + scale * up @ down, summed in float32 and rounded once. `base` defaults to
+    the weight itself; pass a pristine copy where updates follow each other.
+    """
+    update = scale * (up.float() @ down.float())
+    update = update.T if isinstance(module, Conv1D) else update
+    start = module.weight if base is None else base
+    module.weight.copy_((start.float() + update.to(start.device)).to(module.weight.dtype))

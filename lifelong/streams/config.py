@@ -1,0 +1,280 @@
+"""The stream file: what a run is made of, as the user writes it and as the run records it.
+
+`read` gives a `RunConfig`. Short forms are written out on reading (`model: smollm2` becomes
+`model: {name: smollm2}`), so that the record (`resolved`) has one form and reads back as itself.
+Needs no torch: a mistake in the file is told at once.
+
+Defaults and ranges of `Training` are those of `core.stream`, which cannot be read without torch;
+a test holds the two together.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from lifelong.core import discover
+from lifelong.core.settings import Range, misfit
+from lifelong.errors import UserError, nearest
+from lifelong.streams import builtin, mistakes, overrides, plain_yaml
+
+METHOD_AXES = ("tuners", "penalties", "replay", "recipes")
+BUDGET = ("epochs", "steps", "tokens", "seconds")
+BATCH = ("batch_size", "batch_tokens")
+LABELS = ("name", "output", "trackers", "checkpoint_seconds", "keep_checkpoints")  # change no number
+Settings = dict[str, Any]
+Positive = Range(0, open_low=True)
+
+
+def choose(axes: tuple[str, ...], value: Any) -> dict[str, Settings]:
+    """`name` or `{name: {setting: value}}`, checked against the sources of the methods."""
+    if isinstance(value, str):
+        value = {value: {}}
+    if not isinstance(value, dict) or len(value) != 1:
+        raise UserError("must be one name, or one name with its settings like {lora: {rank: 8}}; "
+                        f"got {mistakes.shown(value)}.")  # fmt: skip
+    name, settings = next(iter(value.items()))
+    settings = {} if settings is None else settings
+    if not isinstance(name, str) or not isinstance(settings, dict):
+        raise UserError(f"the settings of `{name}` must be a mapping; got {mistakes.shown(settings)}.")
+    if ":" not in name:
+        axis = discover.axis_of(name, axes)
+        known = [field.name for field in discover.describe(axis, name).fields]
+        for key in settings if axis != "recipes" else ():
+            if key not in known:
+                raise UserError(f"unknown setting `{key}` of {name}.{nearest(str(key), known)}")
+    return {name: settings}
+
+
+def _methods(value: Any) -> list[dict[str, Settings]]:
+    chosen = [choose(METHOD_AXES, each) for each in (value if isinstance(value, list) else [value])]
+    recipes = [name for each in chosen for name in each if name in discover.names("recipes")]
+    if recipes and len(chosen) > 1:
+        raise UserError(f"`{recipes[0]}` is a recipe and stands alone; to change a part of it write "
+                        f"{{{recipes[0]}: {{its method: {{setting: value}}}}}}.")  # fmt: skip
+    return chosen
+
+
+def _named(key: str, value: Any) -> Any:
+    return {key: value} if isinstance(value, str) else value
+
+
+def _texts(value: Any) -> Any:
+    """Labels as texts; whole numbers and true or false are taken as written in JSON."""
+    if not isinstance(value, list):
+        return value
+    return [json.dumps(each) if isinstance(each, (bool, int)) else each for each in value]
+
+
+Objective = Annotated[dict[str, Settings], BeforeValidator(partial(choose, ("objectives",)))]
+Schedule = Annotated[dict[str, Settings], BeforeValidator(partial(choose, ("schedules",)))]
+Metric = Annotated[dict[str, Settings], BeforeValidator(partial(choose, ("metrics",)))]
+MethodList = Annotated[list[dict[str, Settings]], BeforeValidator(_methods)]
+Labels = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+
+
+class Part(BaseModel):
+    """Frozen, refuses unknown keys, and checks every plain value against its annotation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _fits(cls, value: Any, info: Any) -> Any:
+        hint = mistakes.hints(cls)[info.field_name]
+        problem = misfit(value, hint) if not isinstance(value, (list, tuple)) or hint in SCALARS else None
+        if problem:
+            raise UserError(f"must be {problem}; got {mistakes.shown(value)}.")
+        return value
+
+
+class ModelChoice(Part):
+    name: str  # embedded name, Hub name or folder
+    revision: str | None = None  # of a Hub name
+    gguf_file: str | None = None  # inside the folder or repository
+    adapter: str | None = None  # peft adapter that is merged in first
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+
+class Source(Part):
+    path: str  # file, folder, data set name or embedded:<file>
+    split: str | None = None
+    name: str | None = None  # configuration of a data set that has several
+    format: Literal["jsonl", "json", "csv", "tsv", "parquet", "datasets"] | None = None
+    columns: dict[str, str] = {}  # our column: column of the data
+    limit: Annotated[int, Range(1)] | None = None  # rows
+    shuffle_seed: Annotated[int, Range(0)] | None = None  # shuffled before the limit
+
+
+class EvalSource(Source):
+    objective: Objective | None = None
+    metric: Metric | None = None
+
+
+class GeneralSet(Part):
+    name: str
+    data: Annotated[Source, BeforeValidator(partial(_named, "path"))]
+    objective: Objective | None = None
+    metric: Metric | None = None
+    labels: Labels | None = None
+
+
+class Training(Part):
+    """What a stage may set and `defaults` may set for all."""
+
+    objective: Objective | None = None  # None: follows from the columns
+    epochs: Annotated[float, Positive] | None = None
+    steps: Annotated[int, Range(1)] | None = None
+    tokens: Annotated[int, Range(1)] | None = None
+    seconds: Annotated[float, Positive] | None = None
+    learning_rate: Annotated[float, Positive] = 1e-3
+    schedule: Schedule = {"linear": {"warmup_fraction": 0.05}}
+    batch_size: Annotated[int, Range(1)] | None = 16
+    batch_tokens: Annotated[int, Range(1)] | None = None
+    micro_batch_size: Annotated[int, Range(1)] | None = None
+    weight_decay: Annotated[float, Range(0)] = 0.0
+    beta1: Annotated[float, Range(0, 1, open_high=True)] = 0.9
+    beta2: Annotated[float, Range(0, 1, open_high=True)] = 0.999
+    max_grad_norm: Annotated[float, Positive] | None = 1.0
+    sort_by_length: bool = True
+
+
+class StageChoice(Training):
+    name: str
+    train: Annotated[Source, BeforeValidator(partial(_named, "path"))]
+    eval: dict[str, EvalSource]
+    labels: Labels | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_evals(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or "eval" not in raw:
+            return raw
+        given = raw["eval"]
+        if isinstance(given, str) or (isinstance(given, dict) and "path" in given):
+            given = {raw.get("name", ""): given}
+        elif isinstance(given, list):
+            paths = [_named("path", each) for each in given]
+            stems = [Path(str(each.get("path"))).stem if isinstance(each, dict) else "" for each in paths]
+            if len(set(stems)) < len(stems):
+                raise UserError("eval: two files of the same name; write a mapping of names to files.")
+            given = dict(zip(stems, paths, strict=True))
+        if given in (None, {}):
+            raise UserError("eval: name at least one file.")
+        if isinstance(given, dict):
+            given = {name: _named("path", each) for name, each in given.items()}
+        return {**raw, "eval": given}
+
+
+class RunConfig(Part):
+    """One run (or one per seed), as read from a stream file."""
+
+    name: str
+    model: Annotated[ModelChoice, BeforeValidator(partial(_named, "name"))]
+    output: str = ""  # empty: runs/<name>
+    method: MethodList
+    seed: Annotated[int, Range(0)] = 0
+    seeds: tuple[int, ...] | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    candidates: Literal["task", "seen", "all"] = "task"
+    checkpoint_seconds: Annotated[float, Positive] = 300.0
+    keep_checkpoints: Annotated[int, Range(1)] = 2
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
+    defaults: Training = Training()
+    stages: tuple[StageChoice, ...] = Field(min_length=1)
+    general: tuple[GeneralSet, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunConfig":
+        if self.seeds is not None and "seed" in self.model_fields_set:
+            raise UserError("give `seed` or `seeds`, not both.")
+        if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
+            raise UserError(f"seeds: give at least one, none twice; got {list(self.seeds)}.")
+        for group in ("stages", "general"):
+            names = [each.name for each in getattr(self, group)]
+            for i, name in enumerate(names):
+                if not re.fullmatch(r"[^\W_][\w-]*", name) or name.isdecimal():
+                    raise UserError(f"{group}[{i}].name: use letters, digits, - and _, and not digits alone; "
+                                    f"got {name!r}.")  # fmt: skip
+                if name in names[:i]:
+                    raise UserError(f"{group}[{i}].name: `{name}` is taken; names must differ.")
+        for i, stage in enumerate(self.stages):
+            merged = self.training(stage)
+            if all(merged[key] is None for key in BUDGET):
+                raise UserError(f"stages[{i}]: no budget. Give {', '.join(BUDGET[:-1])} or {BUDGET[-1]}, here "
+                                "or under `defaults`.")  # fmt: skip
+            if (merged["batch_size"] is None) == (merged["batch_tokens"] is None):
+                raise UserError(f"stages[{i}]: give exactly one of batch_size (rows) and batch_tokens (positions).")
+        return self
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        return (self.seed,) if self.seeds is None else self.seeds
+
+    def with_seed(self, seed: int) -> "RunConfig":
+        """The same run for one of its seeds."""
+        return RunConfig.model_validate({**self.resolved(), "seed": seed, "seeds": None})
+
+    def training(self, stage: StageChoice) -> Settings:
+        """Settings of a stage over those of `defaults`. A budget replaces a budget as a whole, and
+        `batch_tokens` replaces `batch_size`."""
+        merged: Settings = {}
+        for layer in (self.defaults, stage):
+            own = layer.model_fields_set & set(Training.model_fields)
+            values = layer.model_dump(mode="json", include=set(Training.model_fields))
+            for group in (BUDGET, BATCH):
+                if own & set(group):
+                    merged |= {key: values[key] if key in own else None for key in group}
+            merged |= {key: value for key, value in values.items() if key in own or key not in merged}
+        return {key: merged[key] for key in Training.model_fields}
+
+    def resolved(self) -> Settings:
+        """Plain JSON with every default written out; reads back as an equal configuration."""
+        record = self.model_dump(mode="json", exclude={"stages", "defaults"}, exclude_none=True)
+        record["output"] = self.output or f"runs/{self.name}"
+        if self.seeds is not None:
+            del record["seed"]
+        record["stages"] = [
+            stage.model_dump(mode="json", exclude=set(Training.model_fields), exclude_none=True)
+            | self.training(stage)
+            for stage in self.stages
+        ]
+        return record
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything in the record that can change a number (files are not read)."""
+        record = {key: value for key, value in self.resolved().items() if key not in LABELS}
+        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def read(path: str | Path, changes: Iterable[str] = ()) -> RunConfig:
+    """Read a stream file and apply dotted overrides to it."""
+    path = Path(path)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path()
+        near = nearest(path.name, [p.name for p in folder.glob("*.y*ml")])
+        raise UserError(f"no stream file {path}.{near} `lifelong init` writes one.")
+    return parse(plain_yaml.read(path), path.name, changes)
+
+
+def parse(raw: Any, where: str, changes: Iterable[str] = ()) -> RunConfig:
+    """A configuration from plain values; `where` names them in errors."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: must hold keys such as model, method and stages; got {mistakes.shown(raw)}.")
+    raw = json.loads(json.dumps(raw))  # overrides change a copy
+    for key, embedded in (("stages", builtin.stages), ("general", builtin.general)):
+        if raw.get(key) == "embedded":
+            raw[key] = embedded()
+    places = overrides.apply(raw, changes)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(mistakes.tell(error, RunConfig, where, places)) from None

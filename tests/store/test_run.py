@@ -1,0 +1,132 @@
+"""A run folder holds whole files only, one writer, one configuration."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from lifelong.errors import UserError
+from lifelong.store import files
+from lifelong.store.run import RunFolder, find_runs, read_run
+
+CONFIG = {"name": "x", "seed": 0, "stages": [{"name": "a"}, {"name": "b"}]}
+
+
+def opened(path, **changes):
+    return RunFolder(path, {**CONFIG, **changes}, ["a", "b"])
+
+
+def test_checkpoints_come_back_and_the_newest_wins(tmp_path):
+    run = opened(tmp_path / "run")
+    assert run.latest() is None
+    run.save(0, 5, {"w": torch.ones(2)}, {"k": 1})
+    run.save(0, 9, {"w": torch.ones(2) * 2}, {"k": 2})
+    position = run.latest()
+    assert (position.stage, position.step) == (0, 9)
+    tensors, tree = run.load(position)
+    assert tree == {"k": 2} and torch.equal(tensors["w"], torch.ones(2) * 2)
+    run.save(0, None, {"w": torch.zeros(2)}, {"k": 3})
+    assert (run.latest().stage, run.latest().step) == (0, None)
+    assert list((run.path / "checkpoints").iterdir()) == []
+    run.save(1, 3, {"w": torch.zeros(2)}, {"k": 4})
+    assert (run.latest().stage, run.latest().step) == (1, 3)
+
+
+def test_only_so_many_inner_checkpoints_are_kept(tmp_path):
+    run = opened(tmp_path / "run")
+    for step in range(1, 6):
+        run.save(0, step, {"w": torch.ones(1)}, {})
+    assert len(list((run.path / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.parametrize("part", ["state.safetensors", "state.json", "manifest.json"])
+def test_a_flipped_byte_is_found_and_the_one_before_is_used(tmp_path, part):
+    run = opened(tmp_path / "run")
+    run.save(0, 5, {"w": torch.ones(64)}, {"k": 1})
+    run.save(0, 9, {"w": torch.ones(64)}, {"k": 2})
+    damaged = run.latest().folder / part
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(bytes(content))
+    assert run.latest().step == 5
+    assert "damaged" in run.notices[0]
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    run = opened(tmp_path / "run")
+    with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        opened(tmp_path / "run")
+    run.close()
+    opened(tmp_path / "run").close()
+
+
+def test_another_configuration_is_refused_and_named(tmp_path):
+    opened(tmp_path / "run").close()
+    with pytest.raises(UserError, match=r"differs in seed"):
+        opened(tmp_path / "run", seed=1)
+    opened(tmp_path / "run").close()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="no run folder"):
+        opened(tmp_path)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    target = tmp_path / "summary.json"
+    files.write_json(target, {"old": 1})
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match="no space is left"):
+        files.write_json(target, {"new": 2})
+    assert json.loads(target.read_text()) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_an_interrupted_checkpoint_leaves_nothing(tmp_path, monkeypatch):
+    run = opened(tmp_path / "run")
+    run.save(0, 5, {"w": torch.ones(2)}, {"k": 1})
+
+    def fail(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(UserError, match="no space is left"):
+        run.save(0, 6, {"w": torch.ones(2)}, {"k": 2})
+    assert run.latest().step == 5
+
+
+def test_log_lines_after_the_checkpoint_are_dropped(tmp_path):
+    run = opened(tmp_path / "run")
+    for stage, step in [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]:
+        run.log({"stage": stage, "step": step})
+    run.flush_log()
+    with (run.path / "log.jsonl").open("a") as file:
+        file.write('{"stage": 1, "st')
+    run.close()
+    run = opened(tmp_path / "run")
+    run.cut_log(1, 1)
+    assert [(r["stage"], r["step"]) for r in read_run(run.path)["log"]] == [(0, 0), (0, 1), (1, 0)]
+
+
+def test_runs_are_found_below_a_folder(tmp_path):
+    for name in ("one", "two"):
+        opened(tmp_path / name).close()
+    (tmp_path / "two" / "part").mkdir()
+    opened(tmp_path / "two" / "part").close()
+    assert [p.name for p in find_runs(tmp_path)] == ["one", "two"]
+    with pytest.raises(UserError, match="no run folder"):
+        find_runs(tmp_path / "one" / "stages" if (tmp_path / "one" / "stages").exists() else _empty(tmp_path))
+
+
+def _empty(path):
+    folder = path / "empty"
+    folder.mkdir()
+    return folder
