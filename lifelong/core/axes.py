@@ -143,6 +143,7 @@ class Tuner(Method):
 
     persistent: ClassVar[bool] = True  # a parameter's name means the same weight in every stage
     has_subspaces: ClassVar[bool] = False  # answers `subspaces`
+    trains_base: ClassVar[bool] = False  # base weights move, so they are kept in float32
 
     @abstractmethod
     def attach(self, model: Model, state: State | None, seed: int) -> State:

@@ -6,6 +6,7 @@ imports. Loading imports the one file that was asked for. Nothing is registered 
 
 import ast
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -133,3 +134,16 @@ def _describe_recipe(name: str) -> Description:
         verified=tuple(content.get("verified", ())),
         fields=(),
     )
+
+
+def lazy(axis: str) -> tuple[Callable[[str], type], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of an axis' package: `tuners.OLora` imports tuners/o_lora.py."""
+
+    def find(attribute: str) -> type:
+        for name in names(axis):
+            if camel(name) == attribute:
+                return load(name, axis)
+        known = [camel(name) for name in names(axis)]
+        raise AttributeError(f"lifelong.{axis} has no `{attribute}`.{nearest(attribute, known)}")
+
+    return find, lambda: [camel(name) for name in names(axis)]

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
-from lifelong.core import evaluation
+from lifelong.core import evaluation, memory
 from lifelong.core.axes import Progress
 from lifelong.core.composition import Methods
 from lifelong.core.life import Item, Life, derive
@@ -50,7 +50,8 @@ class Settings:
 
     seed: int = 0
     precision: str = "float32"  # or "bfloat16": forward and backward passes; weights that move stay float32
-    checkpoint_seconds: float = 300.0
+    checkpoint_seconds: float = 300.0  # between checkpoints inside a stage
+    keep_checkpoints: int = 2  # inside a stage
     trackers: tuple[str, ...] = ()
 
 
@@ -93,7 +94,8 @@ def train_stage(
         life.begin_stage(index, stage)
     plan = Plan(life.lengths(), stage.optimization, stage.budget, settings.seed, index)
     folder.cut_log(index, life.step)
-    meter = Meter(life.spent, stage.budget.seconds, plan.num_steps)
+    meter = Meter(life.spent, stage.budget.seconds, plan.num_steps, life.model.device)
+    life.network.train()
     saved = time.monotonic()
 
     while not meter.finished(life.step):
@@ -160,10 +162,14 @@ def backward(
 class Meter:
     """Time, positions and pads of one stage, those before an interruption included."""
 
-    def __init__(self, spent: dict[str, float], seconds: float | None, num_steps: int | None) -> None:
+    def __init__(
+        self, spent: dict[str, float], seconds: float | None, num_steps: int | None, device: torch.device
+    ) -> None:
         self.spent = {"seconds": 0.0, "tokens": 0, "pad_tokens": 0, "steps": 0} | spent
         self.budget_seconds = seconds
         self.num_steps = num_steps
+        self.device = device
+        memory.reset_peak(device)
         self.begun = time.perf_counter()
 
     @property
@@ -193,7 +199,12 @@ class Meter:
                      pace * (num_steps - step))  # fmt: skip
 
     def totals(self) -> dict[str, float]:
-        return self.spent | {"seconds": self.seconds, "tokens_per_second": self.spent["tokens"] / self.seconds}
+        seconds = self.seconds
+        return self.spent | {
+            "seconds": seconds,
+            "tokens_per_second": self.spent["tokens"] / seconds,
+            "peak_memory_bytes": max(memory.peak_bytes(self.device), self.spent.get("peak_memory_bytes", 0)),
+        }
 
 
 class Stop:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from lifelong.core import discover
-from lifelong.core.axes import Answer, MatrixMetric
+from lifelong.core.axes import Answer, AnswerMetric, MatrixMetric
+from lifelong.core.composition import snake
 from lifelong.core.life import Life
 from lifelong.core.matrix import AccuracyMatrix, GeneralSet
 from lifelong.core.stream import EvalSet, Stream
@@ -41,17 +42,18 @@ def judge(model: Any, each: EvalSet, labels: Sequence[str]) -> tuple[dict[str, A
     training = model.network.training
     model.network.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             answers = each.objective.answer(each.rows, model, labels)
     finally:
         model.network.train(training)
     value = each.metric.value(answers)
     scores = each.metric.scores(answers)
-    low, high = bootstrap_interval(scores, seed=0)
-    if each.metric.unit == "":  # the figure is no mean of its scores
+    by_tokens = each.metric.unit == ""  # perplexity: rows weigh by their tokens
+    low, high = bootstrap_interval(scores, seed=0, weights=[a.tokens for a in answers] if by_tokens else None)
+    if by_tokens:
         low, high = sorted((math.exp(-low), math.exp(-high)))
     return {
-        "name": each.name, "metric": type(each.metric).__name__, "unit": each.metric.unit, "value": value,
+        "name": each.name, "metric": snake(each.metric), "unit": each.metric.unit, "value": value,
         "benefit": each.metric.benefit(value), "count": len(answers), "low": low, "high": high,
     }, answers  # fmt: skip
 
@@ -67,7 +69,7 @@ def measure(life: Life, folder: RunFolder, row: int, listen: Any) -> None:
         found.append(result | {"task": task, "general": task is None})
         lines += [
             {"set": each.name, "row": i, "prediction": a.prediction, "references": list(a.references),
-             "log_likelihood": round(a.log_likelihood, 6), "tokens": a.tokens}
+             "log_likelihood": a.log_likelihood if math.isfinite(a.log_likelihood) else None, "tokens": a.tokens}
             for i, a in enumerate(answers)
         ]  # fmt: skip
         listen(_event(row, number + 1, len(sets), each.name))
@@ -86,12 +88,17 @@ def _event(row: int, done: int, total: int, text: str) -> Any:
     return Event("evaluation", row, done, total, text=text)
 
 
+def direction(metric: AnswerMetric) -> str:
+    """Is more of the figure better?"""
+    return "higher" if metric.benefit(2.0) > metric.benefit(1.0) else "lower"
+
+
 def matrix_of(stream: Stream, evaluations: Sequence[dict[str, Any]]) -> AccuracyMatrix:
     """The accuracy matrix of the evaluations so far; the first is the untrained model's."""
     columns = stream.columns()
     table = [[entry["benefit"] for entry in e["sets"] if not entry["general"]] for e in evaluations]
     general = [
-        GeneralSet(name=each.name, metric=type(each.metric).__name__,
+        GeneralSet(name=each.name, metric=snake(each.metric), better=direction(each.metric),
                    values=tuple(e["sets"][len(columns) + i]["value"] for e in evaluations))
         for i, each in enumerate(stream.general)
     ]  # fmt: skip
@@ -101,6 +108,7 @@ def matrix_of(stream: Stream, evaluations: Sequence[dict[str, Any]]) -> Accuracy
         untrained=tuple(table[0]),
         taught=tuple(task for task, _ in columns),
         sizes=tuple(len(each.rows) for _, each in columns),
+        units=tuple(each.metric.unit for _, each in columns),
         general=tuple(general),
     )
 

@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from lifelong.core import state as states
 from lifelong.core.axes import Batch, Context, Example, Objective, Outputs, Params, Row
-from lifelong.core.composition import Methods
+from lifelong.core.composition import Methods, snake
+from lifelong.core.encoding import IGNORED
 from lifelong.core.model import Model
 from lifelong.core.stream import Stage, Stream
 from lifelong.errors import UserError
 from lifelong.store.run import RunFolder
-
-IGNORED = -100  # label of a position that is not learned
-
 
 class Item(NamedTuple):
     task: int  # index of the stage that the row came from (of the part, in a joint stage)
@@ -63,6 +61,8 @@ class Life:
         self.precision = precision
         self.accelerator = accelerator
         self.network.to(accelerator.device)
+        if precision == "bfloat16" and not methods.tuner.trains_base:
+            self.network.to(torch.bfloat16)  # frozen weights are read in the compute type
         self.tasks = [part for stage in stream.stages for part in (stage.parts or (stage,))]
         self.stage, self.step = -1, None
         self.spent: dict[str, float] = {}
@@ -218,13 +218,12 @@ class Life:
     def part(self, objective: Objective, examples: Sequence[Example]) -> Part:
         batch = objective.collate(examples, self.model)
         lengths = [objective.length(example) for example in examples]
-        labels = batch["labels"]
         device = self.accelerator.device
         moved = batch if device.type == "cpu" else {k: v.to(device) for k, v in batch.items()}
         return Part(
             objective=objective,
             batch=moved,
-            labelled=objective.labelled(batch) if labels.dim() > 1 else len(labels),
+            labelled=int((batch["labels"] != IGNORED).sum()),
             tokens=sum(lengths),
             pads=max(lengths) * len(lengths) - sum(lengths),
         )
@@ -238,7 +237,7 @@ class Life:
         for method, state in self._penalties_with_states():
             term = method.loss(context, state)
             if term is not None:
-                terms[type(method).__name__.lower()] = term / self.accelerator.num_processes
+                terms[snake(method)] = term / self.accelerator.num_processes
         return terms
 
     def update(self, learning_rate: float) -> None:
@@ -307,7 +306,7 @@ class Life:
                 "penalties": self.penalty_states,
                 "replay": self.replay_state,
                 "spent": self.spent,
-                "notes": {"truncated_rows": self.truncated},
+                "notes": {"truncated_rows": self.truncated, "labels": list(self.stream.labels(self.stage + 1))},
             }
         )
 

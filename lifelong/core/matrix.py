@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lifelong.core.errors import UserError
+from lifelong.errors import UserError
 
 Score = float | None
 
@@ -38,7 +38,6 @@ class AccuracyMatrix:
     """T rows (finished stages) x C columns (evaluation sets of the tasks)."""
 
     columns: tuple[str, ...]  # C
-    stages: tuple[str, ...]  # T
     values: tuple[tuple[Score, ...], ...]  # T x C
     taught: tuple[int, ...]  # C; row after which the column's task had been trained; joint: all 0
     sizes: tuple[int, ...]  # C; evaluation rows
@@ -52,7 +51,6 @@ class AccuracyMatrix:
             _expect(name, len(getattr(self, name)), num_columns, "columns")
         for name in ("units", "untrained"):
             _expect(name, len(getattr(self, name) or self.columns), num_columns, "columns")
-        _expect("stages", len(self.stages), num_rows, "rows")
         for index, row in enumerate(self.values):
             _expect(f"values[{index}]", len(row), num_columns, "columns")
         for each in self.general:
@@ -66,6 +64,16 @@ class AccuracyMatrix:
             raise UserError(
                 "accuracy matrix: a cell is not finite; leave a cell None if it was not measured."
             )
+
+    def __getattr__(self, name: str) -> Score:
+        """Any matrix metric by its name: `matrix.forgetting`."""
+        from lifelong.core import discover  # here, because metrics import torch
+
+        if not name.startswith("_") and name in discover.names("metrics"):
+            cls = discover.load(name, "metrics")
+            if issubclass(cls, _matrix_metric()):
+                return cls().value(self)
+        raise AttributeError(f"AccuracyMatrix has no field and no metric `{name}`")
 
     @property
     def last(self) -> int:
@@ -108,7 +116,6 @@ class AccuracyMatrix:
         untrained = content["untrained"]
         return cls(
             columns=tuple(content["columns"]),
-            stages=tuple(content["stages"]),
             values=tuple(tuple(row) for row in content["values"]),
             taught=tuple(content["taught"]),
             sizes=tuple(content["sizes"]),
@@ -123,6 +130,12 @@ class AccuracyMatrix:
 def difference(left: Score, right: Score) -> Score:
     """None where one side was not measured."""
     return None if left is None or right is None else left - right
+
+
+def _matrix_metric() -> type:
+    from lifelong.core.axes import MatrixMetric
+
+    return MatrixMetric
 
 
 def _expect(what: str, found: int, wanted: int, unit: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lifelong.core.axes import Answer, AnswerMetric
-from lifelong.core.errors import UserError
+from lifelong.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lifelong.core.axes import Answer, AnswerMetric
-from lifelong.core.errors import UserError
+from lifelong.errors import UserError
 
 WORD = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]|[^\\W_\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]+")
 
@@ -42,8 +42,10 @@ class RougeL(AnswerMetric):
             raise UserError("rouge_l: no answers to judge; the evaluation set must have at least one row.")
         if any(answer.prediction is None for answer in answers):
             raise UserError("rouge_l: a row has no prediction; for likelihoods alone use metric perplexity.")
-        from rouge_score.rouge_scorer import RougeScorer
-
+        try:
+            from rouge_score.rouge_scorer import RougeScorer
+        except ImportError:
+            raise UserError("rouge_l needs the rouge-score library: pip install 'lifelong[rouge]'.") from None
         scorer = RougeScorer(["rougeL"], tokenizer=Words(self.stem))
 
         def best(answer: Answer) -> float:

@@ -10,7 +10,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from lifelong.core.errors import UserError
+from lifelong.errors import UserError
 
 RESAMPLES = 2000
 CHUNK_CELLS = 2_000_000  # resampled indices held at once

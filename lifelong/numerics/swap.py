@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from torch import Size, Tensor, nn
 
-from lifelong.core.errors import UserError, nearest
+from lifelong.errors import UserError, nearest
 
 
 def fits(shape: Size, whole: Size) -> bool:

@@ -1,7 +1,7 @@
 """A constant learning rate after a linear warm-up.
 
-    scale(t) = (t + 1) / (W + 1) for t < W = warmup_fraction * N, else 1
-    t = optimiser steps already made, N = steps of the stage
+scale(t) = (t + 1) / (W + 1) for t < W = warmup_fraction * N, else 1
+t = optimiser steps already made, N = steps of the stage
 """
 
 from dataclasses import dataclass

@@ -59,7 +59,7 @@ class RunFolder:
         self._log = None
 
     def _claim(self, config: dict[str, Any]) -> None:
-        mine = {**config, "format": FORMAT, "fingerprint": fingerprint(config)}
+        mine = {"fingerprint": fingerprint(config), **config, "format": FORMAT}
         file = self.path / "config.json"
         if not file.exists():
             others = [p.name for p in self.path.iterdir() if p.name != "lock" and not p.name.startswith(".")]
@@ -122,10 +122,7 @@ class RunFolder:
             shutil.rmtree(old.folder, ignore_errors=True)
 
     def load(self, position: Position) -> tuple[dict[str, Any], Any]:
-        from safetensors.torch import load_file
-
-        tensors = load_file(position.folder / "state.safetensors")
-        return tensors, read_json(position.folder / "state.json")
+        return load_checkpoint(position)
 
     def latest(self) -> Position | None:
         """The newest checkpoint whose checksums hold; broken ones are named in `notices`."""
@@ -166,18 +163,30 @@ class RunFolder:
 
     def cut_log(self, stage: int, step: int) -> None:
         """Forget log lines from (stage, step) on: they will be written again."""
+        if self._log is not None:  # the file is replaced, so the handle would write into the void
+            self._log.close()
+            self._log = None
         file = self.path / "log.jsonl"
         if not file.exists():
             return
-        kept = []
-        for line in file.read_text(encoding="utf-8").splitlines():
+        kept, lines = [], file.read_text(encoding="utf-8").splitlines()
+        for line in lines:
             try:
                 record = json.loads(line)
             except ValueError:  # the last line of a killed process
                 continue
             if (record["stage"], record["step"]) < (stage, step):
                 kept.append(line + "\n")
-        write_text(file, "".join(kept))
+        if len(kept) < len(lines):
+            write_text(file, "".join(kept))
+
+
+def load_checkpoint(position: Position) -> tuple[dict[str, Any], Any]:
+    """(tensors by path, plain values) of a checkpoint, as `save` got them."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(position.folder / "state.safetensors")
+    return tensors, read_json(position.folder / "state.json")
 
 
 def broken(folder: Path) -> str | None:

@@ -21,6 +21,16 @@ TEMPLATES = {
 TWEETS = "Tweet: {text}\nIs the writer positive or negative? Answer:"
 
 
+def template() -> str:
+    """A commented stream file to start from."""
+    return demo().read_text(encoding="utf-8")
+
+
+def demo() -> Path:
+    """The stream file of the demonstration, which is the template."""
+    return FOLDER.parent / "template.yaml"
+
+
 def path(name: str) -> Path:
     """The file that `embedded:<file>` names."""
     return FOLDER / name.removeprefix(PREFIX)

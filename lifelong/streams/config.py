@@ -12,11 +12,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from datetime import date, time
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_validator
 
 from lifelong.core import discover
 from lifelong.core.settings import Range, misfit
@@ -87,7 +89,8 @@ class Part(BaseModel):
     @classmethod
     def _fits(cls, value: Any, info: Any) -> Any:
         hint = mistakes.hints(cls)[info.field_name]
-        problem = misfit(value, hint) if not isinstance(value, (list, tuple)) or hint in SCALARS else None
+        lists = isinstance(value, (list, tuple)) or get_origin(mistakes.bare(hint)) is tuple  # pydantic's
+        problem = None if lists else misfit(value, hint)
         if problem:
             raise UserError(f"must be {problem}; got {mistakes.shown(value)}.")
         return value
@@ -188,7 +191,7 @@ class RunConfig(Part):
     keep_checkpoints: Annotated[int, Range(1)] = 2
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
     defaults: Training = Training()
-    stages: tuple[StageChoice, ...] = Field(min_length=1)
+    stages: tuple[StageChoice, ...]
     general: tuple[GeneralSet, ...] = ()
 
     @model_validator(mode="after")
@@ -197,6 +200,8 @@ class RunConfig(Part):
             raise UserError("give `seed` or `seeds`, not both.")
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             raise UserError(f"seeds: give at least one, none twice; got {list(self.seeds)}.")
+        if not self.stages:
+            raise UserError("stages: give at least one.")
         for group in ("stages", "general"):
             names = [each.name for each in getattr(self, group)]
             for i, name in enumerate(names):
@@ -208,10 +213,12 @@ class RunConfig(Part):
         for i, stage in enumerate(self.stages):
             merged = self.training(stage)
             if all(merged[key] is None for key in BUDGET):
-                raise UserError(f"stages[{i}]: no budget. Give {', '.join(BUDGET[:-1])} or {BUDGET[-1]}, here "
-                                "or under `defaults`.")  # fmt: skip
+                raise UserError(f"stages[{i}]: no budget. Give {', '.join(BUDGET[:-1])} or {BUDGET[-1]}, "
+                                "here or under `defaults`.")  # fmt: skip
             if (merged["batch_size"] is None) == (merged["batch_tokens"] is None):
-                raise UserError(f"stages[{i}]: give exactly one of batch_size (rows) and batch_tokens (positions).")
+                raise UserError(
+                    f"stages[{i}]: give exactly one of batch_size (rows) and batch_tokens (positions)."
+                )
         return self
 
     @property
@@ -251,8 +258,18 @@ class RunConfig(Part):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything in the record that can change a number (files are not read)."""
-        record = {key: value for key, value in self.resolved().items() if key not in LABELS}
-        return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+        return digest({key: value for key, value in self.resolved().items() if key not in LABELS})
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of plain values and of rows; images and arrays count by their bytes."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_content).encode()).hexdigest()
+
+
+def _content(value: Any) -> str:
+    if isinstance(value, (date, time, Decimal)):
+        return str(value)
+    return hashlib.sha256(value if isinstance(value, bytes) else value.tobytes()).hexdigest()
 
 
 def read(path: str | Path, changes: Iterable[str] = ()) -> RunConfig:
@@ -268,7 +285,9 @@ def read(path: str | Path, changes: Iterable[str] = ()) -> RunConfig:
 def parse(raw: Any, where: str, changes: Iterable[str] = ()) -> RunConfig:
     """A configuration from plain values; `where` names them in errors."""
     if not isinstance(raw, dict):
-        raise UserError(f"{where}: must hold keys such as model, method and stages; got {mistakes.shown(raw)}.")
+        raise UserError(
+            f"{where}: must hold keys such as model, method and stages; got {mistakes.shown(raw)}."
+        )
     raw = json.loads(json.dumps(raw))  # overrides change a copy
     for key, embedded in (("stages", builtin.stages), ("general", builtin.general)):
         if raw.get(key) == "embedded":

@@ -28,7 +28,9 @@ def tell(error: ValidationError, cls: type[BaseModel], where: str, overrides: di
     lines = []
     for each in error.errors():
         place = each["loc"]
-        source = next((f"override `{text}`" for key, text in overrides.items() if place[: len(key)] == key), where)
+        source = next(
+            (f"override `{text}`" for key, text in overrides.items() if place[: len(key)] == key), where
+        )
         lines.append(_tell(each, cls, source))
     rest = [f"... and {len(lines) - SHOWN} more."] if len(lines) > SHOWN else []
     return "\n".join(lines[:SHOWN] + rest)
@@ -46,7 +48,7 @@ def _tell(each: Any, cls: type[BaseModel], source: str) -> str:
         return f"{_prefix(source, place)}: {each['ctx']['error']}"
     given = each["input"]
     hint = _hint_at(cls, place)
-    problem = misfit(given, hint) or ("a list" if get_origin(hint) in (tuple, list) else "keys with values")
+    problem = "a list" if get_origin(hint) in (tuple, list) else misfit(given, hint) or "keys with values"
     return f"{_prefix(source, place)}: must be {problem}; got {shown(given)}."
 
 
@@ -58,18 +60,24 @@ def _prefix(source: str, place: tuple[str | int, ...]) -> str:
 
 
 def _hint_at(cls: type[BaseModel], place: tuple[str | int, ...]) -> Any:
-    """The annotation of the value at `place`, without `Annotated` around containers and without None."""
+    """The annotation of the value at `place`."""
     hint: Any = cls
     for part in place:
         if isinstance(hint, type) and issubclass(hint, BaseModel):
             hint = hints(hint)[part]
         else:  # tuple[item, ...] or dict[str, item]
             hint = get_args(hint)[1 if get_origin(hint) is dict else 0]
-        while get_origin(hint) is Annotated or get_origin(hint) in (Union, types.UnionType):
-            inner = [option for option in get_args(hint) if option is not type(None)][0]
-            if get_origin(hint) is Annotated and not _container(inner):
-                break
-            hint = inner
+        hint = bare(hint)
+    return hint
+
+
+def bare(hint: Any) -> Any:
+    """The hint without None, and without `Annotated` around containers."""
+    while get_origin(hint) is Annotated or get_origin(hint) in (Union, types.UnionType):
+        inner = [option for option in get_args(hint) if option is not type(None)][0]
+        if get_origin(hint) is Annotated and not _container(inner):
+            break
+        hint = inner
     return hint
 
 

@@ -59,4 +59,6 @@ def read(path: Path) -> Any:
     try:
         return parse(path.read_text(encoding="utf-8-sig"), path.name)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path.name}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
+        raise UserError(
+            f"{path.name}: not UTF-8 text (byte {error.start}). Save the file as UTF-8."
+        ) from None

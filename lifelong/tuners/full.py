@@ -23,6 +23,8 @@ class Full(Tuner):
         "resumes bit for bit",
     )
 
+    trains_base: ClassVar[bool] = True
+
     targets: tuple[str, ...] = ("",)  # parts of parameter names that are trained; "" is in every name
 
     def attach(self, model: Model, state: State | None, seed: int) -> State:

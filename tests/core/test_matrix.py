@@ -1,18 +1,19 @@
 """The accuracy matrix: shapes, selection of columns, JSON, refusal of what is not a score."""
 
+import copy
 import json
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
-from lifelong.core.errors import UserError
 from lifelong.core.matrix import AccuracyMatrix, GeneralSet, difference, mean
+from lifelong.errors import UserError
 
 MATRIX = AccuracyMatrix(
     columns=("a", "b", "c"),
-    stages=("one", "two", "three"),
     values=((0.6, 0.5, None), (0.7, 0.8, None), (0.9, 0.7, 0.85)),
     taught=(0, 1, 2),
     sizes=(10, 20, 30),
@@ -32,12 +33,12 @@ def test_json_keeps_every_field():
 def test_known_and_old_follow_the_order_of_teaching():
     assert [MATRIX.known(row) for row in (-1, 0, 1, 2)] == [[], [0], [0, 1], [0, 1, 2]]
     assert MATRIX.old() == [0, 1] and MATRIX.last == 2
-    joint = replace(MATRIX, stages=("joint",), values=((0.9, 0.7, 0.85),), taught=(0, 0, 0), general=())
+    joint = replace(MATRIX, values=((0.9, 0.7, 0.85),), taught=(0, 0, 0), general=())
     assert joint.old() == [] and joint.known(joint.last) == [0, 1, 2]
 
 
 def test_run_before_its_first_row():
-    empty = replace(MATRIX, stages=(), values=(), general=())
+    empty = replace(MATRIX, values=(), general=())
     assert empty.last == -1 and empty.old() == [] and empty.known(empty.last) == []
 
 
@@ -54,7 +55,6 @@ def test_mean_never_fills_a_hole():
         ({"taught": (0, 1)}, "taught has 2 entries"),
         ({"sizes": (1, 2, 3, 4)}, "sizes has 4 entries"),
         ({"untrained": (0.1,)}, "untrained has 1 entries"),
-        ({"stages": ("one",)}, "stages has 1 entries"),
         ({"sizes": (0, 1, 2)}, "sizes >= 1"),
         ({"taught": (-1, 1, 2)}, "taught must be >= 0"),
         ({"values": ((0.6, 0.5, None), (0.7, float("nan"), None), (0.9, 0.7, 0.8))}, "not finite"),
@@ -66,6 +66,14 @@ def test_misshapen_matrices_are_refused(change, words):
     with pytest.raises(UserError) as caught:
         replace(MATRIX, **change)
     assert words in str(caught.value)
+
+
+def test_metrics_are_attributes():
+    assert MATRIX.forgetting == pytest.approx(-0.05) and MATRIX.backward_transfer == pytest.approx(0.1)
+    assert copy.deepcopy(MATRIX) == MATRIX == pickle.loads(pickle.dumps(MATRIX))
+    for name in ("accuracy", "forgeting", "_forgetting"):  # a metric of answers, a slip, a private name
+        with pytest.raises(AttributeError, match=f"no metric `{name}`"):
+            getattr(MATRIX, name)
 
 
 def test_no_torch():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lifelong.core.axes import Answer, AnswerMetric
 from lifelong.core.discover import describe, load
-from lifelong.core.errors import UserError
+from lifelong.errors import UserError
 
 IDS = ("accuracy", "exact_match", "rouge_l", "perplexity")
 

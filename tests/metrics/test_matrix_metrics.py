@@ -27,7 +27,6 @@ def matrix(values, taught=None, sizes=None, untrained=None, general=()):
     num_columns = len(values[0])
     return AccuracyMatrix(
         columns=tuple(f"task {i}" for i in range(num_columns)),
-        stages=tuple(f"stage {k}" for k in range(len(values))),
         values=tuple(tuple(row) for row in values),
         taught=tuple(taught if taught is not None else range(num_columns)),
         sizes=tuple(sizes or [100] * num_columns),
@@ -137,11 +136,11 @@ def test_joint_training_has_no_past():
 
 
 def test_unfinished_run_counts_the_tasks_taught_so_far():
-    part = replace(CHAUDHRY, values=CHAUDHRY.values[:2], stages=CHAUDHRY.stages[:2])
+    part = replace(CHAUDHRY, values=CHAUDHRY.values[:2])
     assert value("average_accuracy", part) == pytest.approx(0.75)
     assert value("forgetting", part) == pytest.approx(-0.1)
     assert value("learning_accuracy", part) == pytest.approx(0.7)
-    none_yet = replace(CHAUDHRY, values=(), stages=())
+    none_yet = replace(CHAUDHRY, values=())
     assert [value(name, none_yet) for name in IDS] == [None] * len(IDS)
 
 

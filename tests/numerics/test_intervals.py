@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from lifelong.core.errors import UserError
+from lifelong.errors import UserError
 from lifelong.numerics.intervals import bootstrap_interval, wilson_interval
 
 

@@ -24,7 +24,9 @@ def test_closed_forms():
     assert curve(Constant(), 3) == [1, 1, 1]
     assert curve(Linear(), 4) == pytest.approx([1, 0.75, 0.5, 0.25])
     assert curve(Linear(final_fraction=0.5), 4) == pytest.approx([1, 0.875, 0.75, 0.625])
-    assert curve(Cosine(), 4) == pytest.approx([1, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 - math.cos(math.pi / 4)) / 2])
+    assert curve(Cosine(), 4) == pytest.approx(
+        [1, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 - math.cos(math.pi / 4)) / 2]
+    )
     assert Cosine(final_fraction=0.2).scale(Progress(5, 10)) == pytest.approx(0.6)
     for cls in ALL:
         assert curve(cls(warmup_fraction=0.5), 8)[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
@@ -41,13 +43,15 @@ def test_first_step_moves_and_no_step_exceeds_the_rate(cls, fraction, num_steps)
 
 @pytest.mark.parametrize("cls", ALL)
 def test_continuous_where_the_warm_up_ends(cls):
-    # In 1000 steps a continuous curve moves by at most slope / 1000: 1 / 300 in the warm-up, pi / 2 / 700 after.
+    # Steepest slope per step: 1 / 300 in the warm-up, pi / 2 / 700 after it.
     values = curve(cls(warmup_fraction=0.3), 1000)
     assert max(abs(b - a) for a, b in pairwise(values)) < 1 / 290
     assert values[300] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("cls, reference", [(Linear, get_linear_schedule_with_warmup), (Cosine, get_cosine_schedule_with_warmup)])
+@pytest.mark.parametrize(
+    "cls, reference", [(Linear, get_linear_schedule_with_warmup), (Cosine, get_cosine_schedule_with_warmup)]
+)
 def test_decay_equals_transformers(cls, reference):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     theirs = reference(optimizer, num_warmup_steps=10, num_training_steps=100)

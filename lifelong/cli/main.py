@@ -1,0 +1,174 @@
+"""The command line: parse, call, print. Heavy imports stand inside the verbs."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lifelong.errors import UserError
+
+app = typer.Typer(
+    name="lifelong",
+    help="Keep teaching one pretrained model, one task after another, and say in numbers what it "
+    "learned, what it lost and what it cost.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Changes = Annotated[
+    list[str] | None, typer.Argument(help="Overrides, for example stages.0.epochs=2 method=o_lora_replay seed=3.")
+]
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        from lifelong import __version__
+
+        print(f"lifelong {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of the runs and the report.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Teach the embedded model five tasks in three ways, compare, and write a report. Minutes."""
+    from lifelong.cli.demo import run_demo
+
+    run_demo(output, seed, as_json)
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="Where to write the template.")] = Path("stream.yaml"),
+) -> None:
+    """Write a commented stream file to start from."""
+    from lifelong.store.files import write_text
+    from lifelong.streams.builtin import template
+
+    if file.exists():
+        raise UserError(f"{file} exists; name another file.")
+    write_text(file, template())
+    print(f"wrote {file}; run it with: lifelong run {file}")
+
+
+@app.command()
+def run(stream: Annotated[Path, typer.Argument(help="Stream file (YAML).")], changes: Changes = None,
+        as_json: Json = False) -> None:  # fmt: skip
+    """Train every stage of a stream file and judge after each. The same command resumes."""
+    from lifelong.streams.config import read
+
+    chosen = read(stream, changes or [])
+    from lifelong import launch
+    from lifelong.cli.progress import watching
+    from lifelong.cli.tables import print_runs
+    from lifelong.report import write_report
+
+    with watching(quiet=as_json) as listen:
+        runs = launch.run_config(chosen, stream.parent, listen)
+    output = Path(chosen.resolved()["output"])
+    page = write_report([each.folder for each in runs], output / "report.html")
+    print_runs([each.folder for each in runs], page, as_json)
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Run folder, stage of a run, model folder, or name.")],
+    stream: Annotated[Path, typer.Argument(help="Stream file whose evaluation sets judge the model.")],
+    changes: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a saved model on the evaluation sets of a stream."""
+    from lifelong.streams.config import read
+
+    chosen = read(stream, changes or [])
+    from lifelong import launch
+    from lifelong.cli.tables import print_sets
+
+    print_sets(launch.judge(model, chosen, stream.parent), as_json)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
+    output: Annotated[Path | None, typer.Option(help="The page to write; default: report.html in the first.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rebuild the report from run folders: one HTML file that needs nothing else."""
+    from lifelong.cli.tables import print_runs
+    from lifelong.report import write_report
+    from lifelong.store.run import find_runs
+
+    found = [run for folder in folders for run in find_runs(folder)]
+    page = write_report(found, output or folders[0] / "report.html")
+    print_runs(found, page, as_json)
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="Run folder.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    stage: Annotated[str | None, typer.Option(help="Name of the stage; default: the last one finished.")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Write a peft adapter, not a whole model.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a plain transformers checkpoint or a peft adapter that other tools load."""
+    from lifelong.models.export import export_run
+
+    written = export_run(source, output, stage, adapter)
+    print(json.dumps(written) if as_json else f"wrote {written['kind']} {written['folder']} ({written['note']})")
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, for its whole page.")] = None,
+    axis: Annotated[str | None, typer.Option(help="Only this axis.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List methods with paper, axis, cost and what has been verified; or explain one."""
+    from lifelong.cli.tables import print_methods
+
+    print_methods(name, axis, as_json)
+
+
+@app.command()
+def doctor(
+    speed: Annotated[bool, typer.Option("--speed", help="Measure matrix products as well.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Describe this environment in a form fit for a bug report."""
+    from lifelong.cli.doctor import examine
+
+    examine(speed, as_json)
+
+
+def main() -> None:
+    """Run the program; bad input prints one message and exits with status 2."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted; what was saved stays. The same command goes on from the last checkpoint.")
+
+
+def fail(message: str) -> Any:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)

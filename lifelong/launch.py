@@ -1,0 +1,253 @@
+"""From a configuration to finished runs: what the command line and `lifelong.run` both call."""
+
+import copy
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lifelong import __version__
+from lifelong.core import engine, evaluation
+from lifelong.core.axes import Method
+from lifelong.core.composition import Methods, compose
+from lifelong.core.engine import Listener, Settings
+from lifelong.core.matrix import AccuracyMatrix
+from lifelong.core.model import Model
+from lifelong.core.stream import Stage, Stream, joined
+from lifelong.errors import UserError
+from lifelong.models import compute, pretrained, restore
+from lifelong.models.judge import judge_stream
+from lifelong.store.files import read_json
+from lifelong.store.run import RunFolder
+from lifelong.streams import build, config
+from lifelong.streams.config import RunConfig
+
+PER_TASK = "per_task"
+
+
+@dataclass
+class Run:
+    """A finished run: its folder, its numbers, and the model as the last stage left it."""
+
+    folder: Path
+    summary: dict[str, Any]
+    model: Model | None = None
+
+    @property
+    def matrix(self) -> AccuracyMatrix:
+        return AccuracyMatrix.from_dict(self.summary["matrix"])
+
+
+def run(
+    model: Model | str,
+    stream: Stream | RunConfig | str | Path | dict[str, Any],
+    methods: Methods | Sequence[Method] | str | None = None,
+    *,
+    output: str | Path | None = None,
+    seed: int | None = None,
+    settings: Settings | None = None,
+    folder: str | Path | None = None,
+    listen: Listener = lambda event: None,
+) -> Run:
+    """Train `model` on every stage of `stream` and judge it after each; resumes what is in `output`.
+
+    `model` is a loaded model or a name that `load` takes; `stream` a stream object, a stream file
+    or its content, whose relative paths start at `folder` (default: where the file is); `methods`
+    method objects, or a recipe's name (default: what the file says).
+    """
+    chosen = _as_config(stream, model)
+    if methods is None:
+        methods = build.methods(chosen.method if chosen else [{"sequential": {}}])
+    elif isinstance(methods, str):
+        methods = build.methods([{methods: {}}])
+    elif not isinstance(methods, Methods):
+        methods = compose(methods, build.default_tuner())
+    seed = seed if seed is not None else (chosen.all_seeds[0] if chosen else 0)
+    if isinstance(model, str):
+        model = load_model(chosen) if chosen else pretrained.load(model)
+    if isinstance(stream, Stream):
+        precision, record = "float32", {}
+    else:
+        if folder is None:
+            folder = Path(stream).parent if isinstance(stream, (str, Path)) else Path()
+        stream = build.stream(chosen, folder)
+        precision, record = compute.precision(chosen.precision, model.device), chosen.resolved()
+        compute.set_attention(model, chosen.attention, stream)
+    settings = replace(settings or Settings(precision=precision), seed=seed)
+    target = Path(output or (record and record["output"]) or "runs/run")
+    return execute(model, stream, methods, target, settings, record, listen)
+
+
+def run_config(chosen: RunConfig, folder: Path, listen: Listener = lambda event: None) -> list[Run]:
+    """Every seed of a stream file that lies in `folder`; one output folder each if there are several."""
+    seeds = chosen.all_seeds
+    base = Path(chosen.resolved()["output"])
+    done = []
+    for seed in seeds:
+        output = base if len(seeds) == 1 else base / f"seed-{seed}"
+        done.append(run(chosen.model.name, chosen, output=output, seed=seed, folder=folder,
+                        listen=listen, settings=settings_of(chosen)))  # fmt: skip
+    return done
+
+
+def judge(
+    model: Model | str | Path, stream: RunConfig | str | Path | dict[str, Any], folder: str | Path | None = None
+) -> list[dict[str, Any]]:
+    """Figures of `model` (a loaded one, a run folder, or a name) on the evaluation sets of a stream."""
+    chosen = _as_config(stream, model)
+    if folder is None:
+        folder = Path(stream).parent if isinstance(stream, (str, Path)) else Path()
+    if not isinstance(model, Model):
+        model = restore.load(model)
+    built = build.stream(chosen, folder)
+    compute.set_attention(model, chosen.attention, built)
+    return judge_stream(model, built, compute.precision(chosen.precision, model.device))
+
+
+def settings_of(chosen: RunConfig) -> Settings:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Settings(
+        precision=compute.precision(chosen.precision, device),
+        checkpoint_seconds=chosen.checkpoint_seconds,
+        keep_checkpoints=chosen.keep_checkpoints,
+        trackers=tuple(chosen.trackers),
+    )
+
+
+def load_model(chosen: RunConfig) -> Model:
+    choice = chosen.model.model_dump()
+    return pretrained.load(choice.pop("name"), **choice)
+
+
+def execute(
+    model: Model, stream: Stream, methods: Methods, output: Path, settings: Settings,
+    record: dict[str, Any], listen: Listener,
+) -> Run:  # fmt: skip
+    """One run in one folder: the sequence, the joint bound, or one fresh model per task."""
+    if methods.stream == "joint":
+        stream = joined(stream)
+    names = [PER_TASK] if methods.stream == PER_TASK else [stage.name for stage in stream.stages]
+    about = describe(model, stream, methods, settings, record)
+    folder = RunFolder(output, about, names, keep=settings.keep_checkpoints)
+    try:
+        folder.write_environment(environment(settings, model))
+        if methods.stream == PER_TASK:
+            summary = _per_task(model, stream, methods, folder, settings, record, listen)
+            return Run(folder.path, summary)
+        summary = engine.train(model, stream, methods, folder, settings, listen)
+        return Run(folder.path, summary, model)
+    finally:
+        folder.close()
+
+
+def _per_task(
+    model: Model, stream: Stream, methods: Methods, folder: RunFolder, settings: Settings,
+    record: dict[str, Any], listen: Listener,
+) -> dict[str, Any]:  # fmt: skip
+    """A fresh copy of the model for every stage; the parts are runs of their own below the folder."""
+    rows: list[list[dict[str, Any]]] = [[], []]
+    costs, alone = [], replace(methods, stream="sequence")
+    for index, stage in enumerate(stream.stages):
+        part = replace(stream, stages=(stage,))
+        fresh = replace(model, network=copy.deepcopy(model.network))
+        made = execute(fresh, part, alone, folder.path / PER_TASK / stage.name, settings, record, listen)
+        parts = sorted((made.folder / "stages").iterdir())
+        for row in (0, 1):
+            sets = read_json(parts[row] / "evaluation.json")["sets"]
+            rows[row] += [s | {"task": index} for s in sets if not s["general"]]
+            if index == len(stream.stages) - 1:
+                rows[row] += [s for s in sets if s["general"]]
+        costs.append(read_json(parts[1] / "cost.json"))
+    for row in (0, 1):
+        folder.write(row, "evaluation.json", {"stage": PER_TASK if row else None, "sets": rows[row]})
+    total = {k: sum(c[k] for c in costs) for k in ("seconds", "evaluation_seconds", "tokens", "pad_tokens", "steps")}
+    peak = max(c["peak_memory_bytes"] for c in costs)
+    kept = {k: sum(c[k] for c in costs) for k in ("state_bytes", "memory_bytes")}
+    rate = total["tokens"] / max(total["seconds"], 1e-9)
+    folder.write(1, "cost.json", {"name": PER_TASK, **total, "tokens_per_second": rate, "peak_memory_bytes": peak, **kept})
+    return evaluation.summarise(joined(stream), folder)
+
+
+def describe(
+    model: Model, stream: Stream, methods: Methods, settings: Settings, record: dict[str, Any]
+) -> dict[str, Any]:
+    """What config.json says: enough to read a report, to export, and to know the run again."""
+    named = [("tuners", methods.tuner), *(("penalties", p) for p in methods.penalties)]
+    if methods.replay is not None:
+        named.append(("replay", methods.replay))
+    about = {
+        "name": record.get("name", "run"),
+        "method_name": methods.name,
+        "methods": [{"axis": axis, "name": _id(m), "settings": asdict(m)} for axis, m in named],
+        "stream": methods.stream,
+        "seed": settings.seed,
+        "precision": settings.precision,
+        "candidates": stream.candidates,
+        "model": {"name": model.name, "kind": model.kind, "fingerprint": model.fingerprint,
+                  "parameters": sum(p.numel() for p in model.network.parameters()),
+                  "source": record.get("model", {"name": model.name})},
+        "stages": [_about_stage(stage) for stage in stream.stages],
+        "general": [{"name": each.name, "num_rows": len(each.rows)} for each in stream.general],
+    }  # fmt: skip
+    about = _json(about)
+    return about | {"fingerprint": config.digest(about | {"name": None})}
+
+
+def _about_stage(stage: Stage) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "num_rows": len(stage.rows),
+        "num_eval_rows": sum(len(each.rows) for each in stage.evals),
+        "objective": {"name": _id(stage.objective), "settings": asdict(stage.objective)},
+        "labels": list(stage.labels),
+        "budget": {k: v for k, v in asdict(stage.budget).items() if v is not None},
+        "optimization": asdict(replace(stage.optimization, schedule=None)) | {
+            "schedule": {"name": _id(stage.optimization.schedule), **asdict(stage.optimization.schedule)}},
+        "data": config.digest(list(map(dict, stage.rows))),
+    }  # fmt: skip
+
+
+def _id(method: Method) -> str:
+    cls = type(method)
+    own = cls.__module__.startswith("lifelong.")
+    return cls.__module__.rpartition(".")[2] if own else f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _json(each) for key, each in value.items()}
+    return [_json(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def environment(settings: Settings, model: Model) -> dict[str, Any]:
+    import accelerate
+    import transformers
+
+    device = model.device
+    return {
+        "lifelong": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "precision": settings.precision,
+        "attention": model.network.config._attn_implementation,
+    }
+
+
+def _as_config(stream: Any, model: Any) -> RunConfig | None:
+    if isinstance(stream, Stream):
+        return None
+    if isinstance(stream, RunConfig):
+        return stream
+    if isinstance(stream, (str, Path)):
+        return config.read(stream)
+    if isinstance(stream, dict):
+        defaults = {"name": "run", "method": "sequential", "model": model if isinstance(model, str) else model.name}
+        return config.parse(defaults | stream, "stream")
+    raise UserError(f"stream must be a stream file, its content or a Stream; got {type(stream).__name__}.")

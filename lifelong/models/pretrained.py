@@ -1,0 +1,1 @@
+from lifelong.store.pretrained import *  # noqa

@@ -1,0 +1,182 @@
+"""Every discovered method passes the same checks, on every architecture that it serves.
+
+Resumes bit for bit, zero strength changes nothing, states serialise, results export, each method
+documents itself. A method that cannot take part in a check is named beside it with the reason.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import tiny_stream
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from lifelong import launch
+from lifelong.core import discover
+from lifelong.core.composition import compose
+from lifelong.core.engine import Settings
+from lifelong.models import restore
+from lifelong.models.export import export_run
+from lifelong.tuners.lora import Lora
+from lifelong.tuners.o_lora import OLora
+
+TUNERS, PENALTIES, MEMORIES = (discover.names(axis) for axis in ("tuners", "penalties", "replay"))
+OPTIONS = {"lora": {"rank": 2}, "o_lora": {"rank": 2}, "ewc": {"num_examples": 6, "batch_size": 4},
+           "reservoir": {"size": 5}}  # fmt: skip
+STRENGTHS = {"reservoir": {"fraction": 0.0}}  # setting that switches a method off, if not `strength`
+LOADERS = {"decoder": AutoModelForCausalLM, "encoder_decoder": AutoModelForSeq2SeqLM}
+
+
+def made(name, **settings):
+    return discover.load(name)(**OPTIONS.get(name, {}) | settings)
+
+
+def methods_with(name, **settings):
+    """The method in a composition that it needs: penalties on subspaces get a tuner that has some."""
+    method = made(name, **settings)
+    needs = name in PENALTIES and method.needs_subspaces
+    return compose([method], OLora(rank=2) if needs else Lora(rank=2))
+
+
+class Killed(Exception):
+    pass
+
+
+def train(folder, methods, architecture="llama", kill_at=None, model=None):
+    """Run the small stream; `kill_at` (stage, step) stops the process there, before it can save."""
+
+    def listen(event):
+        if event.kind == "step" and (event.stage, event.step) == kill_at:
+            raise Killed
+
+    stream = tiny_stream.stream(vision=architecture == "vit", general=architecture in ("llama", "gpt2"))
+    settings = Settings(checkpoint_seconds=0.0)
+    model = model or saved_base(folder.parent, architecture)
+    return launch.run(model, stream, methods, output=folder, settings=settings, listen=listen)
+
+
+def saved_base(folder, architecture):
+    """A tiny model as a user has it: a folder on disk."""
+    path = folder / f"base-{architecture}"
+    if not path.exists():
+        model = tiny.model(architecture)
+        model.network.save_pretrained(path)
+        model.processor.save_pretrained(path)
+    return restore.load(path)
+
+
+def record(folder):
+    """Everything of a run that must repeat to the last bit."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.name in ("state.safetensors", "answers.jsonl"):
+            found[name] = path.read_bytes()
+        if path.name == "evaluation.json":
+            found[name] = json.loads(path.read_text())["sets"]
+        if path.name == "summary.json":
+            found[name] = json.loads(path.read_text())["metrics"]
+        if path.name == "state.json":
+            content = json.loads(path.read_text())
+            found[name] = {k: v for k, v in content.items() if k != "spent"}
+        if path.name == "log.jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            found[name] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+    return found
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("name", [*TUNERS, *PENALTIES, *MEMORIES])
+def test_resumes_bit_for_bit(name, architecture, tmp_path):
+    whole = record(train(tmp_path / "whole", methods_with(name), architecture).folder)
+    assert any(entry["penalties"] for entry in whole["log.jsonl"]) == (name in PENALTIES)
+    for kill_at in [(1, 1), (1, 2), (2, 2), (2, 3)]:
+        folder = tmp_path / f"killed-{kill_at[0]}-{kill_at[1]}"
+        with pytest.raises(Killed):
+            train(folder, methods_with(name), architecture, kill_at)
+        train(folder, methods_with(name), architecture)
+        again = record(folder)
+        assert again.keys() == whole.keys()
+        for part in whole:
+            assert again[part] == whole[part], f"{part} differs after a kill at {kill_at}"
+
+
+@pytest.mark.parametrize("name", [*PENALTIES, *MEMORIES])
+def test_zero_strength_changes_no_bit(name, tmp_path):
+    methods = methods_with(name, **STRENGTHS.get(name, {"strength": 0.0}))
+    off = train(tmp_path / "off", methods)
+    on = train(tmp_path / "on", methods_with(name))
+    plain = train(tmp_path / "plain", compose([methods.tuner], methods.tuner))
+
+    def values(run):
+        restored = restore.open_run(run.folder)
+        return {n: p.clone() for n, p in restored.model.network.named_parameters()}
+
+    assert all(torch.equal(a, b) for a, b in zip(values(off).values(), values(plain).values(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(values(on).values(), values(plain).values(), strict=True))
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("name", TUNERS)
+def test_exports_to_plain_transformers(name, architecture, tmp_path):
+    run = train(tmp_path / "run", methods_with(name), architecture)
+    written = export_run(run.folder, tmp_path / "exported")
+    model = restore.open_run(run.folder).model
+    plain = LOADERS.get(model.kind, AutoModel).from_pretrained(tmp_path / "exported").eval()
+    torch.manual_seed(0)
+    batch = {"pixel_values": torch.randn(2, 3, 16, 16)}
+    if architecture != "vit":
+        batch = {"input_ids": torch.randint(3, 250, (2, 8))}
+    if architecture == "t5":
+        batch["decoder_input_ids"] = torch.randint(3, 250, (2, 4))
+    ours, theirs = model.network(**batch), plain(**batch)
+    torch.testing.assert_close(ours[0], theirs[0], atol=2e-5, rtol=2e-5)
+    base = restore.load(tmp_path / f"base-{architecture}").network(**batch)
+    assert not torch.allclose(base[0], theirs[0], atol=1e-4)
+    assert written["kind"] == "checkpoint"
+    if architecture in ("bert", "vit"):
+        assert "lifelong.load" in written["note"]
+        again = restore.load(tmp_path / "exported").network.lifelong_head
+        assert torch.equal(again.weight, model.network.lifelong_head.weight)
+        assert again.labels == model.network.lifelong_head.labels
+
+
+@pytest.mark.parametrize("name", [n for n in TUNERS if n != "full"])  # full moves all weights: not of low rank
+@pytest.mark.parametrize("architecture", tiny.TEXT)
+def test_exports_to_plain_peft(name, architecture, tmp_path):
+    from peft import PeftModel
+
+    run = train(tmp_path / "run", methods_with(name), architecture)
+    export_run(run.folder, tmp_path / "adapter", adapter=True)
+    model = restore.open_run(run.folder).model
+    base = LOADERS[model.kind].from_pretrained(tmp_path / f"base-{architecture}")
+    theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.manual_seed(0)
+    batch = {"input_ids": torch.randint(3, 250, (2, 8))}
+    if architecture == "t5":
+        batch["decoder_input_ids"] = torch.randint(3, 250, (2, 4))
+    torch.testing.assert_close(model.network(**batch).logits, theirs(**batch).logits, atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize("each", discover.describe_all(), ids=lambda each: f"{each.axis}-{each.id}")
+def test_documents_itself(each):
+    assert each.summary.endswith(".") and len(each.summary) < 110
+    assert len(each.document) > 40
+    if each.axis in ("tuners", "penalties", "replay", "recipes"):
+        assert each.paper and each.cost
+    assert each.verified
+    for field in each.fields:
+        assert field.note, f"{each.id}.{field.name} has no comment with unit and meaning"
+        assert field.default is not None, f"{each.id}.{field.name} has no default"
+
+
+@pytest.mark.parametrize("each", discover.describe_all(), ids=lambda each: f"{each.axis}-{each.id}")
+def test_file_class_and_id_are_one_word(each):
+    if each.axis == "recipes":
+        return
+    cls = discover.load(each.id, each.axis)
+    assert cls.__name__ == discover.camel(each.id)
+    assert cls.__dataclass_params__.frozen and not cls.__subclasses__()
+    cls()
