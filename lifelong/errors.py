@@ -8,8 +8,6 @@ class UserError(ValueError):
     """Bad input. The command line prints the message alone and exits with status 2."""
 
 
-
-
 def nearest(name: str, known: Iterable[str]) -> str:
     """' Did you mean `x`?' for the known name closest to `name`, else the list of names."""
     known = sorted(known)

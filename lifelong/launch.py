@@ -12,7 +12,7 @@ import torch
 from lifelong import __version__
 from lifelong.core import engine, evaluation
 from lifelong.core.axes import Method
-from lifelong.core.composition import Methods, compose
+from lifelong.core.composition import Methods, compose, snake
 from lifelong.core.engine import Listener, Settings
 from lifelong.core.matrix import AccuracyMatrix
 from lifelong.core.model import Model
@@ -94,7 +94,9 @@ def run_config(chosen: RunConfig, folder: Path, listen: Listener = lambda event:
 
 
 def judge(
-    model: Model | str | Path, stream: RunConfig | str | Path | dict[str, Any], folder: str | Path | None = None
+    model: Model | str | Path,
+    stream: RunConfig | str | Path | dict[str, Any],
+    folder: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """Figures of `model` (a loaded one, a run folder, or a name) on the evaluation sets of a stream."""
     chosen = _as_config(stream, model)
@@ -129,6 +131,7 @@ def execute(
     """One run in one folder: the sequence, the joint bound, or one fresh model per task."""
     if methods.stream == "joint":
         stream = joined(stream)
+    check_objectives(stream, methods)
     names = [PER_TASK] if methods.stream == PER_TASK else [stage.name for stage in stream.stages]
     about = describe(model, stream, methods, settings, record)
     folder = RunFolder(output, about, names, keep=settings.keep_checkpoints)
@@ -141,6 +144,25 @@ def execute(
         return Run(folder.path, summary, model)
     finally:
         folder.close()
+
+
+def check_objectives(stream: Stream, methods: Methods) -> None:
+    """Raise UserError where an objective and a penalty cannot work together."""
+    for stage in stream.stages:
+        packs = any(part.objective.packed_tokens is not None for part in (stage.parts or (stage,)))
+        if methods.replay is not None and methods.replay.keep == "text" and packs:
+            raise UserError(
+                f"stage {stage.name}: rows are packed into blocks, so the memory cannot keep them as text. Set "
+                "the memory's keep to tokens, or the objective's pack to false."
+            )
+        if not stage.objective.hides_old_labels:
+            continue
+        for penalty in methods.penalties:
+            if penalty.needs_outputs:
+                raise UserError(
+                    f"stage {stage.name}: {snake(penalty)} compares answers for old labels, which the objective "
+                    "hides on new rows (mask_old). Set mask_old to false, or leave the penalty out."
+                )
 
 
 def _per_task(
@@ -163,11 +185,18 @@ def _per_task(
         costs.append(read_json(parts[1] / "cost.json"))
     for row in (0, 1):
         folder.write(row, "evaluation.json", {"stage": PER_TASK if row else None, "sets": rows[row]})
-    total = {k: sum(c[k] for c in costs) for k in ("seconds", "evaluation_seconds", "tokens", "pad_tokens", "steps")}
+    total = {
+        k: sum(c[k] for c in costs)
+        for k in ("seconds", "evaluation_seconds", "tokens", "pad_tokens", "steps")
+    }
     peak = max(c["peak_memory_bytes"] for c in costs)
     kept = {k: sum(c[k] for c in costs) for k in ("state_bytes", "memory_bytes")}
     rate = total["tokens"] / max(total["seconds"], 1e-9)
-    folder.write(1, "cost.json", {"name": PER_TASK, **total, "tokens_per_second": rate, "peak_memory_bytes": peak, **kept})
+    folder.write(
+        1,
+        "cost.json",
+        {"name": PER_TASK, **total, "tokens_per_second": rate, "peak_memory_bytes": peak, **kept},
+    )
     return evaluation.summarise(joined(stream), folder)
 
 
@@ -248,6 +277,10 @@ def _as_config(stream: Any, model: Any) -> RunConfig | None:
     if isinstance(stream, (str, Path)):
         return config.read(stream)
     if isinstance(stream, dict):
-        defaults = {"name": "run", "method": "sequential", "model": model if isinstance(model, str) else model.name}
+        defaults = {
+            "name": "run",
+            "method": "sequential",
+            "model": model if isinstance(model, str) else model.name,
+        }
         return config.parse(defaults | stream, "stream")
     raise UserError(f"stream must be a stream file, its content or a Stream; got {type(stream).__name__}.")

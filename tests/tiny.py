@@ -52,7 +52,9 @@ def network(architecture: str, seed: int = 0) -> torch.nn.Module:
         )  # fmt: skip
     elif architecture == "gpt2":
         made = GPT2LMHeadModel(
-            GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=None, **common)
+            GPT2Config(
+                vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=None, **common
+            )
         )
     elif architecture == "bert":
         made = BertModel(

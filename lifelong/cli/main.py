@@ -22,7 +22,8 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 Changes = Annotated[
-    list[str] | None, typer.Argument(help="Overrides, for example stages.0.epochs=2 method=o_lora_replay seed=3.")
+    list[str] | None,
+    typer.Argument(help="Overrides, for example stages.0.epochs=2 method=o_lora_replay seed=3."),
 ]
 
 
@@ -106,7 +107,9 @@ def evaluate(
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
-    output: Annotated[Path | None, typer.Option(help="The page to write; default: report.html in the first.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The page to write; default: report.html in the first.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Rebuild the report from run folders: one HTML file that needs nothing else."""
@@ -123,15 +126,21 @@ def report(
 def export(
     source: Annotated[Path, typer.Argument(help="Run folder.")],
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
-    stage: Annotated[str | None, typer.Option(help="Name of the stage; default: the last one finished.")] = None,
-    adapter: Annotated[bool, typer.Option("--adapter", help="Write a peft adapter, not a whole model.")] = False,
+    stage: Annotated[
+        str | None, typer.Option(help="Name of the stage; default: the last one finished.")
+    ] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Write a peft adapter, not a whole model.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a plain transformers checkpoint or a peft adapter that other tools load."""
     from lifelong.models.export import export_run
 
     written = export_run(source, output, stage, adapter)
-    print(json.dumps(written) if as_json else f"wrote {written['kind']} {written['folder']} ({written['note']})")
+    print(
+        json.dumps(written) if as_json else f"wrote {written['kind']} {written['folder']} ({written['note']})"
+    )
 
 
 @app.command()

@@ -45,11 +45,11 @@ class _Live:
             return
         note = event.text
         if event.kind == "step":
-            note = (
-                f"loss {event.loss:6.3f}  {event.tokens_per_second:7.0f} tokens/s  {clock(event.seconds_left)} left"
-            )
+            note = f"loss {event.loss:6.3f}  {event.tokens_per_second:7.0f} tokens/s  {clock(event.seconds_left)} left"
         what = f"{self.title} {'judge' if event.kind == 'evaluation' else 'stage'} {event.stage}"
-        self.bar.update(self.task, what=what.strip(), note=note, completed=event.step, total=max(event.num_steps, 1))
+        self.bar.update(
+            self.task, what=what.strip(), note=note, completed=event.step, total=max(event.num_steps, 1)
+        )
 
 
 class _Lines:

@@ -82,7 +82,9 @@ def print_methods(name: str | None, axis: str | None, as_json: bool) -> None:
 
 
 def as_plain(each: discover.Description) -> dict[str, Any]:
-    fields = [{"name": f.name, "type": f.annotation, "default": f.default, "note": f.note} for f in each.fields]
+    fields = [
+        {"name": f.name, "type": f.annotation, "default": f.default, "note": f.note} for f in each.fields
+    ]
     return {
         "id": each.id, "axis": each.axis, "summary": each.summary, "paper": each.paper, "cost": each.cost,
         "verified": list(each.verified), "settings": fields,

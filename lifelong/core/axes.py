@@ -7,8 +7,8 @@ costs beside plain training (`cost`) and what its tests have shown (`verified`).
 """
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,6 +18,8 @@ from torch.nn import functional
 from lifelong.core.model import Model
 from lifelong.core.settings import check
 from lifelong.core.state import State
+
+IGNORED = -100  # label of a position that is not learned
 
 Row = Mapping[str, Any]  # one row of the user's data, as read
 Example = dict[str, Any]  # one encoded row: lists of ints or tensors, keys chosen by the objective
@@ -48,7 +50,7 @@ class Answer(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where a stage stands; `num_steps` is None for a stage that ends by the clock."""
+    """Where a stage stands. For a stage that ends by the clock `num_steps` is an estimate."""
 
     step: int  # optimiser steps already made in this stage
     num_steps: int
@@ -86,7 +88,9 @@ class Context:
     batch: Batch | None = None  # the current step's
     outputs: Outputs | None = None  # of the current batch, with gradient
     examples: Sequence[Example] = ()  # the stage's encoded training rows
-    batches: Callable[[Sequence[Example]], Iterator[Batch]] | None = None  # collates, on the device
+    batches: Callable[[Sequence[Example]], Iterator[Batch]] | None = (
+        None  # collates in the given order, on the device
+    )
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the run's compute type
 
 
@@ -108,7 +112,6 @@ class Objective(Method):
     kinds: ClassVar[tuple[str, ...]] = ()  # kinds of models that it can train (see core.model)
     columns: ClassVar[tuple[tuple[str, ...], ...]] = ()  # sets of columns that it accepts
     metric: ClassVar[str] = "accuracy"  # judged by this unless the stream says otherwise
-    one_row_per_example: ClassVar[bool] = True  # False where rows are packed
 
     @abstractmethod
     def encode(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> Encoded:
@@ -130,8 +133,22 @@ class Objective(Method):
     def answer(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> list[Answer]:
         """Answers to evaluation rows, in their order; `labels` are the candidates."""
 
+    @property
+    def packed_tokens(self) -> int | None:
+        """Size of the blocks that rows are packed into; None where every row is one example."""
+        return None
+
+    @property
+    def hides_old_labels(self) -> bool:
+        """Are the logits of old labels absent from `Outputs` on new rows?"""
+        return False
+
     def begin_stage(self, model: Model, labels: Sequence[str], seed: int) -> None:
         """Make room for the labels of a new stage. Called again, in order, on a resume."""
+
+    def labelled(self, batch: Batch) -> int:
+        """Labelled positions of a batch: the N of its `Outputs`."""
+        return int((batch["labels"] != IGNORED).sum())
 
     def length(self, example: Example) -> int:
         """Positions that the example occupies in a batch; batches are formed by it."""
@@ -170,10 +187,12 @@ class Tuner(Method):
 
 
 class Penalty(Method):
-    """What holds the past: a scalar added to the loss once per optimiser step."""
+    """What holds the past: a scalar added to the loss."""
 
     needs_persistent: ClassVar[bool] = False  # compares a parameter with its own earlier value
     needs_subspaces: ClassVar[bool] = False
+    needs_outputs: ClassVar[bool] = False  # asks for `loss` in every micro batch, as a mean over its
+    # labelled positions; else once per step
 
     @abstractmethod
     def init(self, context: Context) -> State:

@@ -12,11 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lifelong.core.axes import Batch, Example, Objective, Row
+from lifelong.core.axes import IGNORED, Batch, Example, Objective, Row
 from lifelong.core.model import Model
 from lifelong.errors import UserError, nearest
-
-IGNORED = -100  # label of a position that carries none
 
 
 def place(row: Row, index: int) -> str:

@@ -87,7 +87,13 @@ def train(
 
 
 def train_stage(
-    life: Life, index: int, stage: Stage, folder: RunFolder, settings: Settings, listen: Listener, stop: "Stop"
+    life: Life,
+    index: int,
+    stage: Stage,
+    folder: RunFolder,
+    settings: Settings,
+    listen: Listener,
+    stop: "Stop",
 ) -> None:
     """One stage, from its beginning or from the checkpoint that `life` was restored from."""
     if index > life.stage:
@@ -121,7 +127,9 @@ def train_stage(
                   "learning_rate": rate, "tokens": tokens, "seconds": round(meter.seconds, 4)}  # fmt: skip
         folder.log(record)
         if settings.trackers:
-            life.accelerator.log({f"{stage.name}/{k}": v for k, v in record.items() if k == "loss"} | penalties)
+            life.accelerator.log(
+                {f"{stage.name}/{k}": v for k, v in record.items() if k == "loss"} | penalties
+            )
         listen(meter.event(index + 1, life.step, loss))
         if stop.asked or time.monotonic() - saved > settings.checkpoint_seconds:
             life.spent = meter.totals()
@@ -143,7 +151,8 @@ def backward(
     """Gradients of one optimiser step; returns (loss, penalties, positions, pads).
 
     The loss is the mean over all labelled positions of the step, however the step is cut into
-    micro batches. Penalties are added once per step, on its first micro batch.
+    micro batches. Penalties on weights are added once per step, on its first micro batch; penalties on
+    answers in every micro batch, by its share of the positions.
     """
     parts = life.batches(items, micro_batch_size)
     count = life.total(sum(part.labelled for part in parts))
@@ -152,9 +161,10 @@ def backward(
         with life.autocast():
             outputs = part.objective.forward(life.network, part.batch)
             loss = part.objective.loss(outputs).sum() / count
-            terms = life.penalties(part, outputs) if number == 0 else {}
+            terms = life.penalties(part, outputs, first=number == 0, share=part.labelled / count)
         total += loss.item()
-        penalties |= {name: term.item() for name, term in terms.items()}
+        for name, term in terms.items():
+            penalties[name] = penalties.get(name, 0.0) + term.item()
         life.accelerator.backward(sum(terms.values(), start=loss))
     return total, penalties, sum(part.tokens for part in parts), sum(part.pads for part in parts)
 

@@ -79,7 +79,9 @@ def measure(life: Life, folder: RunFolder, row: int, listen: Any) -> None:
     if folder.has(row, "cost.json"):
         cost = read_json(folder.stage(row) / "cost.json")
         folder.write(row, "cost.json", cost | {"evaluation_seconds": seconds})
-    folder.write(row, "evaluation.json", {"stage": None if row == 0 else name, "seconds": seconds, "sets": found})
+    folder.write(
+        row, "evaluation.json", {"stage": None if row == 0 else name, "seconds": seconds, "sets": found}
+    )
 
 
 def _event(row: int, done: int, total: int, text: str) -> Any:

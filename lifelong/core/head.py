@@ -65,7 +65,7 @@ def _row(width: int, seed: int, index: int) -> Tensor:
 
 def attach(model: Model) -> LabelHead:
     """The network's head, made where there is none."""
-    found = _find(model.network)
+    found = find(model.network)
     if found is None:
         found = LabelHead(model.hidden_size, model.device)
         model.network.add_module(NAME, found)
@@ -73,13 +73,13 @@ def attach(model: Model) -> LabelHead:
 
 
 def head_of(network: nn.Module) -> LabelHead:
-    found = _find(network)
+    found = find(network)
     if found is None:
         raise UserError("the network has no label head yet: call begin_stage(model, labels, seed) first.")
     return found
 
 
-def _find(network: nn.Module) -> LabelHead | None:
+def find(network: nn.Module) -> LabelHead | None:
     return next((module for module in network.modules() if isinstance(module, LabelHead)), None)
 
 
@@ -146,7 +146,7 @@ def answer(rows: Sequence[Row], model: Model, labels: Sequence[str], pooling: Po
     """The likeliest of the candidates that the head knows ("" where it knows none); log-likelihood of
     the row's label among them, -inf where it is unknown or no candidate.
     """
-    head, found = _find(model.network), []
+    head, found = find(model.network), []
     if head is None:  # nothing was taught yet
         return [Answer("", (str(row["label"]),), -math.inf, 1) for row in rows]
     known = {label: i for i, label in enumerate(head.labels)}

@@ -68,11 +68,6 @@ def labelled_outputs(network: nn.Module, batch: Batch) -> Outputs:
     return Outputs(logits, targets[index], index // labels.shape[1])
 
 
-def num_labelled(batch: Batch) -> int:
-    """Labelled positions of a text batch; the first token of a decoder's row is never one."""
-    return int((batch["labels"] != IGNORED).sum())
-
-
 @contextmanager
 def judging(network: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; afterwards every module is as it was."""

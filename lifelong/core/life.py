@@ -12,14 +12,15 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from lifelong.core import head
 from lifelong.core import state as states
 from lifelong.core.axes import Batch, Context, Example, Objective, Outputs, Params, Row
 from lifelong.core.composition import Methods, snake
-from lifelong.core.encoding import IGNORED
 from lifelong.core.model import Model
 from lifelong.core.stream import Stage, Stream
 from lifelong.errors import UserError
 from lifelong.store.run import RunFolder
+
 
 class Item(NamedTuple):
     task: int  # index of the stage that the row came from (of the part, in a joint stage)
@@ -51,7 +52,13 @@ class Life:
     """
 
     def __init__(
-        self, model: Model, stream: Stream, methods: Methods, seed: int, precision: str, accelerator: Accelerator
+        self,
+        model: Model,
+        stream: Stream,
+        methods: Methods,
+        seed: int,
+        precision: str,
+        accelerator: Accelerator,
     ) -> None:
         self.model = model
         self.network = model.network
@@ -138,7 +145,8 @@ class Life:
             objective.begin_stage(self.model, labels, derive(self.seed, 1))
         self.network.to(self.accelerator.device)
         self.params = self.model.params()
-        self.num_old_labels = len(self.stream.labels(index)) or None
+        has_head = head.find(self.network) is not None
+        self.num_old_labels = len(self.stream.labels(index)) if has_head else None
 
     def _encode(self, stage: Stage) -> None:
         parts = stage.parts or (stage,)
@@ -149,7 +157,11 @@ class Life:
             encoded = part.objective.encode(part.rows, self.model, labels)
             self.truncated += encoded.truncated
             self.pool += [Item(first + offset, example) for example in encoded.examples]
-            self.rows += part.rows if part.objective.one_row_per_example else [{}] * len(encoded.examples)
+            packed = part.objective.packed_tokens is not None
+            self.rows += [{}] * len(encoded.examples) if packed else list(part.rows)
+            assert len(self.rows) == len(self.pool), (
+                "an objective that does not pack keeps one example per row"
+            )
         if not self.pool:
             raise UserError(f"stage {stage.name}: no training row is left after encoding.")
 
@@ -223,21 +235,26 @@ class Life:
         return Part(
             objective=objective,
             batch=moved,
-            labelled=int((batch["labels"] != IGNORED).sum()),
+            labelled=objective.labelled(batch),
             tokens=sum(lengths),
             pads=max(lengths) * len(lengths) - sum(lengths),
         )
 
-    def penalties(self, part: Part, outputs: Outputs) -> dict[str, Tensor]:
-        """The penalties' terms by name; those that hold nothing yet are absent."""
+    def penalties(self, part: Part, outputs: Outputs, first: bool, share: float) -> dict[str, Tensor]:
+        """Terms by name for one micro batch, which has `share` of the step's labelled positions;
+        penalties that hold nothing yet are absent.
+        """
         if not self.methods.penalties:
             return {}
         context = self.context(part, outputs)
         terms = {}
         for method, state in self._penalties_with_states():
+            if not (first or method.needs_outputs):
+                continue
             term = method.loss(context, state)
             if term is not None:
-                terms[snake(method)] = term / self.accelerator.num_processes
+                weight = share if method.needs_outputs else 1 / self.accelerator.num_processes
+                terms[snake(method)] = term * weight
         return terms
 
     def update(self, learning_rate: float) -> None:
@@ -306,7 +323,10 @@ class Life:
                 "penalties": self.penalty_states,
                 "replay": self.replay_state,
                 "spent": self.spent,
-                "notes": {"truncated_rows": self.truncated, "labels": list(self.stream.labels(self.stage + 1))},
+                "notes": {
+                    "truncated_rows": self.truncated,
+                    "labels": list(self.stream.labels(self.stage + 1)),
+                },
             }
         )
 

@@ -64,7 +64,14 @@ def _within_window(model: Model, prompts: Sequence[list[int]], labels: Labels) -
     config = model.network.config.get_text_config().to_dict()
     longest = max(map(len, prompts)) + max(map(len, labels))
     limits = [config.get(name) for name in ("sliding_window", "attention_chunk_size")]
-    return all(limit is None or longest <= limit for limit in limits)
+    within = all(limit is None or longest <= limit for limit in limits)
+    if not within:
+        warnings.warn(
+            f"rows of up to {longest} tokens exceed the attention window of {type(model.network).__name__}: "
+            "labels are scored one plain sequence at a time, which is slow.",
+            stacklevel=3,
+        )
+    return within
 
 
 def _agrees(scorer: Scorer, model: Model, prompts: Sequence[list[int]], labels: Labels) -> bool:

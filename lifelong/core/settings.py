@@ -62,10 +62,10 @@ def misfit(value: Any, hint: Any) -> str | None:
         for limit in extra:
             if not isinstance(limit, Range) or value is None:
                 continue
-            if problem is None and not limit.holds(value):
-                problem = "in the range"
             if problem is not None:
-                return f"{problem} {limit}"
+                return f"{problem} in the range {limit}"
+            if not limit.holds(value):
+                return f"in the range {limit}"
         return problem
     if origin is Literal:
         options = get_args(hint)

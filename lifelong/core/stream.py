@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from lifelong.core.axes import AnswerMetric, Objective, Row, Schedule
-from lifelong.errors import UserError
 from lifelong.core.settings import Range, check
+from lifelong.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ SHORT = 512  # tokens
 
 
 def precision(wanted: str, device: torch.device) -> str:
-    """"auto" is bfloat16 where the hardware multiplies it natively."""
+    """ "auto" is bfloat16 where the hardware multiplies it natively."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
@@ -45,8 +45,8 @@ def longest(stream: Stream) -> int:
     """
     worst = 0
     for stage in stream.stages:
-        if not stage.objective.one_row_per_example:
-            worst = max(worst, stage.objective.block_size)
+        if stage.objective.packed_tokens is not None:
+            worst = max(worst, stage.objective.packed_tokens)
             continue
         sizes = sorted(sum(len(v) for v in row.values() if isinstance(v, str)) for row in stage.rows)
         worst = max(worst, sizes[int(0.95 * (len(sizes) - 1))] // 3)

@@ -3,9 +3,9 @@
 from typing import Any
 
 from lifelong.core import evaluation
+from lifelong.core.model import Model
 from lifelong.core.stream import Stream
 from lifelong.models import compute
-from lifelong.core.model import Model
 
 
 def judge_stream(model: Model, stream: Stream, precision: str) -> list[dict[str, Any]]:

@@ -10,18 +10,20 @@ that of a batch mean, so the figure does not depend on the batch size.
 
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from lifelong.core.axes import Batch, Context, Outputs
 from lifelong.errors import UserError
 from lifelong.numerics.per_example import PerExample, Scores
 
+if TYPE_CHECKING:
+    from lifelong.core.axes import Batch, Context, Outputs
+
 
 def diagonal_fisher(
-    context: Context, kind: Literal["empirical", "true"], num_examples: int, batch_size: int, seed: int
+    context: "Context", kind: Literal["empirical", "true"], num_examples: int, batch_size: int, seed: int
 ) -> dict[str, Tensor]:
     """Mean squared score of `num_examples` examples drawn without repeats, float32, by name.
 
@@ -42,7 +44,7 @@ def diagonal_fisher(
     for numbers, batch in _pieces(context, chosen, batch_size):
         keys = [f"{seed}/{context.stage}/{number}" for number in numbers] if kind == "true" else None
 
-        def scores(batch: Batch = batch, num: int = len(numbers), keys: list[str] | None = keys) -> Scores:
+        def scores(batch: "Batch" = batch, num: int = len(numbers), keys: list[str] | None = keys) -> Scores:
             outputs = objective.forward(model.network, batch)
             return Scores(log_likelihoods(outputs, num, keys), outputs.owners)
 
@@ -58,7 +60,7 @@ def diagonal_fisher(
     return total
 
 
-def log_likelihoods(outputs: Outputs, num: int, keys: Sequence[str] | None = None) -> Tensor:
+def log_likelihoods(outputs: "Outputs", num: int, keys: Sequence[str] | None = None) -> Tensor:
     """(num,) log-likelihood of each example; with `keys` (one per example) of sampled labels."""
     log_p = torch.log_softmax(outputs.logits.float(), dim=-1)
     targets = outputs.targets if keys is None else _sampled(log_p.detach(), outputs.owners, keys)
@@ -83,14 +85,14 @@ def _number(key: str) -> int:
     return int.from_bytes(blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _chosen(context: Context, num_examples: int, seed: int) -> list[int]:
+def _chosen(context: "Context", num_examples: int, seed: int) -> list[int]:
     """The first of a permutation, by length so that little of a batch is padding."""
     generator = torch.Generator().manual_seed(_number(f"{seed}/{context.stage}"))
     order = torch.randperm(len(context.examples), generator=generator)[:num_examples].tolist()
     return sorted(order, key=lambda number: context.objective.length(context.examples[number]))
 
 
-def _pieces(context: Context, chosen: list[int], batch_size: int) -> Iterator[tuple[list[int], Any]]:
+def _pieces(context: "Context", chosen: list[int], batch_size: int) -> Iterator[tuple[list[int], Any]]:
     """(numbers of the examples, their batch). `Context.batches` may cut smaller, in the given order."""
     for start in range(0, len(chosen), batch_size):
         numbers = chosen[start : start + batch_size]

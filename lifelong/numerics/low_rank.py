@@ -98,7 +98,9 @@ def detach(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def add_to_weight(module: nn.Module, down: Tensor, up: Tensor, scale: float, base: Tensor | None = None) -> None:
+def add_to_weight(
+    module: nn.Module, down: Tensor, up: Tensor, scale: float, base: Tensor | None = None
+) -> None:
     """weight <- base + scale * up @ down, summed in float32 and rounded once. `base` defaults to
     the weight itself; pass a pristine copy where updates follow each other.
     """

@@ -30,7 +30,7 @@ from lifelong.core.encoding import (
     start_token,
     tokenise,
 )
-from lifelong.core.labelled import labelled_outputs, log_likelihoods, num_labelled
+from lifelong.core.labelled import labelled_outputs, log_likelihoods
 from lifelong.core.model import Model
 from lifelong.core.settings import Range
 
@@ -49,11 +49,14 @@ class CausalLm(Objective):
     kinds: ClassVar[tuple[str, ...]] = ("decoder",)
     columns: ClassVar[tuple[tuple[str, ...], ...]] = (("text",),)
     metric: ClassVar[str] = "perplexity"
-    one_row_per_example: ClassVar[bool] = False  # also with pack=False, where it would hold
 
     block_size: Annotated[int, Range(2)] = 512  # tokens of a packed example; at most the window
     pack: bool = True  # join rows and cut into blocks; False: one row per example, cut at the window
     drop_last: bool = False  # leave out the last block where it is not full
+
+    @property
+    def packed_tokens(self) -> int | None:
+        return self.block_size if self.pack else None
 
     def encode(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> Encoded:
         check_columns(rows, self, "encoding")
@@ -61,7 +64,7 @@ class CausalLm(Objective):
         found = [before + ids + [end] for ids in tokenise(model.processor, [row["text"] for row in rows])]
         if not self.pack:
             cut = sum(len(ids) > model.window for ids in found)
-            return Encoded([_all(ids[: model.window]) for ids in found if len(ids) > 1], cut)
+            return Encoded([_all(ids[: model.window]) for ids in found], cut)
         size = min(self.block_size, model.window)
         stream = list(chain.from_iterable(found))
         blocks = [stream[start : start + size] for start in range(0, len(stream), size)]
@@ -73,9 +76,6 @@ class CausalLm(Objective):
 
     def forward(self, network: nn.Module, batch: Batch) -> Outputs:
         return labelled_outputs(network, batch)
-
-    def labelled(self, batch: Batch) -> int:
-        return num_labelled(batch)
 
     def answer(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> list[Answer]:
         check_columns(rows, self, "evaluation")

@@ -19,7 +19,7 @@ from lifelong.core import head as linear
 from lifelong.core.axes import Answer, Batch, Encoded, Example, Objective, Outputs, Row
 from lifelong.core.encoding import check_columns, collate_text, fill_prompts, pair, parse_template, tokenise
 from lifelong.core.encoding import end_token as end_token_of
-from lifelong.core.labelled import labelled_outputs, log_likelihoods, num_labelled
+from lifelong.core.labelled import labelled_outputs, log_likelihoods
 from lifelong.core.model import Model
 from lifelong.core.scoring import generate, label_log_likelihoods
 from lifelong.errors import UserError
@@ -52,6 +52,10 @@ class Classification(Objective):
         if "label" in parse_template(self.template, "Classification.template").columns:
             raise UserError("Classification.template must not name {label}: it would give the answer away.")
 
+    @property
+    def hides_old_labels(self) -> bool:
+        return self.mask_old
+
     def begin_stage(self, model: Model, labels: Sequence[str], seed: int) -> None:
         if self._is_linear(model):
             linear.attach(model).grow(labels, seed)
@@ -74,9 +78,6 @@ class Classification(Objective):
         if batch["labels"].dim() == 1:
             return linear.outputs(network, batch, self.pooling, self.mask_old)
         return labelled_outputs(network, batch)
-
-    def labelled(self, batch: Batch) -> int:
-        return len(batch["labels"]) if batch["labels"].dim() == 1 else num_labelled(batch)
 
     def answer(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> list[Answer]:
         self._check(rows, model)

@@ -32,7 +32,7 @@ from lifelong.core.encoding import (
     place,
     tokenise,
 )
-from lifelong.core.labelled import labelled_outputs, log_likelihoods, num_labelled
+from lifelong.core.labelled import labelled_outputs, log_likelihoods
 from lifelong.core.model import Model
 from lifelong.core.scoring import generate
 from lifelong.core.settings import Range
@@ -83,9 +83,6 @@ class Sft(Objective):
 
     def forward(self, network: nn.Module, batch: Batch) -> Outputs:
         return labelled_outputs(network, batch)
-
-    def labelled(self, batch: Batch) -> int:
-        return num_labelled(batch)
 
     def answer(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> list[Answer]:
         room = model.window - (self.max_new_tokens if model.kind == "decoder" else 0)

@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lifelong.errors import UserError
-from lifelong.store.files import Lock, checksum, plain_disk_errors, read_json, whole_folder, write_json, write_text
+from lifelong.store.files import (
+    Lock,
+    checksum,
+    plain_disk_errors,
+    read_json,
+    whole_folder,
+    write_json,
+    write_text,
+)
 
 FORMAT = 1
 UNTRAINED = "000-untrained"
@@ -136,7 +144,9 @@ class RunFolder:
             problem = broken(position.folder)
             if problem is None:
                 return position
-            self.notices.append(f"checkpoint {position.folder} is damaged ({problem}); using the one before it")
+            self.notices.append(
+                f"checkpoint {position.folder} is damaged ({problem}); using the one before it"
+            )
         return None
 
     def _inside(self, stage: int, step: int) -> Path:
@@ -211,7 +221,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     found["summary"] = _optional(folder / "summary.json", {})
     found["log"] = _lines(folder / "log.jsonl")
     stages = sorted((folder / "stages").glob("[0-9]*-*")) if (folder / "stages").exists() else []
-    found["evaluations"] = [read_json(s / "evaluation.json") for s in stages if (s / "evaluation.json").exists()]
+    found["evaluations"] = [
+        read_json(s / "evaluation.json") for s in stages if (s / "evaluation.json").exists()
+    ]
     found["costs"] = [read_json(s / "cost.json") for s in stages if (s / "cost.json").exists()]
     return found
 

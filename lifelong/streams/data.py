@@ -218,7 +218,7 @@ def _from_datasets(source: Source, path: Path, where: str) -> Iterable[Found]:
             data = load_from_disk(str(path))
         else:
             data = load_dataset(str(path) if path.is_dir() else source.path, source.name)
-    except Exception as error:  # noqa: BLE001 - datasets raises many kinds, for many reasons
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         hint = "" if path.is_dir() else f" There is no file or folder of that name either.{_near(path)}"
         raise UserError(f"{where}: `{source.path}` cannot be read as a data set ({reason}).{hint}") from None

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from lifelong.core.axes import Tuner
-from lifelong.errors import UserError
 from lifelong.core.model import Model
 from lifelong.core.state import State
+from lifelong.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

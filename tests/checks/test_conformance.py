@@ -115,7 +115,9 @@ def test_zero_strength_changes_no_bit(name, tmp_path):
         return {n: p.clone() for n, p in restored.model.network.named_parameters()}
 
     assert all(torch.equal(a, b) for a, b in zip(values(off).values(), values(plain).values(), strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(values(on).values(), values(plain).values(), strict=True))
+    assert not all(
+        torch.equal(a, b) for a, b in zip(values(on).values(), values(plain).values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
@@ -143,7 +145,9 @@ def test_exports_to_plain_transformers(name, architecture, tmp_path):
         assert again.labels == model.network.lifelong_head.labels
 
 
-@pytest.mark.parametrize("name", [n for n in TUNERS if n != "full"])  # full moves all weights: not of low rank
+@pytest.mark.parametrize(
+    "name", [n for n in TUNERS if n != "full"]
+)  # full moves all weights: not of low rank
 @pytest.mark.parametrize("architecture", tiny.TEXT)
 def test_exports_to_plain_peft(name, architecture, tmp_path):
     from peft import PeftModel

@@ -10,13 +10,17 @@ from lifelong.schedules.constant import Constant
 
 
 def plan(lengths, seed=0, stage=0, budget=None, **settings):
-    return Plan(lengths, Optimization(schedule=Constant(), **settings), budget or Budget(epochs=1), seed, stage)
+    return Plan(
+        lengths, Optimization(schedule=Constant(), **settings), budget or Budget(epochs=1), seed, stage
+    )
 
 
 LENGTHS = np.random.default_rng(0).integers(5, 80, size=203)
 
 
-@pytest.mark.parametrize("settings", [{}, {"sort_by_length": False}, {"batch_size": None, "batch_tokens": 400}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"sort_by_length": False}, {"batch_size": None, "batch_tokens": 400}]
+)
 def test_an_epoch_visits_every_row_once(settings):
     made = plan(LENGTHS, **settings)
     rows = np.concatenate([made[i].rows for i in range(made.num_steps)])

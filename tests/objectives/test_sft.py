@@ -11,7 +11,8 @@ from lifelong.errors import UserError
 from lifelong.objectives.sft import Sft
 
 CHAT = (
-    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% if m['role'] != 'user' %}<eos>{% endif %}\n"
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}"
+    "{% if m['role'] != 'user' %}<eos>{% endif %}{{ '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 TALK = [
@@ -163,7 +164,7 @@ def test_a_completion_is_never_cut(architecture, limit):
 @pytest.mark.parametrize("architecture", tiny.TEXT)
 def test_answers_are_greedy_and_likelihoods_are_those_of_the_first_reference(architecture):
     model = sharp(architecture)
-    rows = [{"prompt": "abc" * n, "completion": ["xy", "z"]} for n in (3, 1, 5, 2)]
+    rows = [{"prompt": each, "completion": ["xy", "z"]} for each in ("abcabcab", "q", "ttttttttt 77", "-=-=")]
     answers = Sft(max_new_tokens=5).answer(rows, model, ())
     for row, answer in zip(rows, answers, strict=True):
         said = tiny.tokenizer().decode(by_steps(model, ids(row["prompt"]), 5), skip_special_tokens=True)

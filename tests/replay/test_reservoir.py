@@ -55,10 +55,14 @@ def test_resume_gives_the_same_memory():
 
 def test_chunking_changes_nothing():
     method = Reservoir(size=16)
-    assert kept(fill(method, method.init(1), 0, 300, chunk=1)) == kept(fill(method, method.init(1), 0, 300, chunk=64))
+    assert kept(fill(method, method.init(1), 0, 300, chunk=1)) == kept(
+        fill(method, method.init(1), 0, 300, chunk=64)
+    )
 
 
-@pytest.mark.parametrize(("fraction", "rows", "expected"), [(0.5, 16, 8), (0.25, 10, 2), (2.0, 3, 6), (0.0, 16, 0)])
+@pytest.mark.parametrize(
+    ("fraction", "rows", "expected"), [(0.5, 16, 8), (0.25, 10, 2), (2.0, 3, 6), (0.0, 16, 0)]
+)
 def test_pick_takes_its_fraction_of_the_past_only(fraction, rows, expected):
     method = Reservoir(size=50, fraction=fraction)
     state = method.init(0)

@@ -79,7 +79,9 @@ def test_equals_peft_in_outputs_and_gradients(architecture):
 
 
 def _targets(model):
-    return [name.removesuffix(".lora_A") for name, _ in model.network.named_modules() if name.endswith(".lora_A")]
+    return [
+        name.removesuffix(".lora_A") for name, _ in model.network.named_modules() if name.endswith(".lora_A")
+    ]
 
 
 def test_dropout_acts_in_training_only():

@@ -96,7 +96,7 @@ def check_weights(folder: Path, pattern: str, allow_pickle: bool, what: str) -> 
         )
 
 
-class plain_errors:  # noqa: N801 - reads as a verb: with plain_errors(name)
+class plain_errors:
     """The many exceptions of transformers and its Hub client as one line each."""
 
     def __init__(self, name: str, local: bool = False) -> None:

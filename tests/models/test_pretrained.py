@@ -18,10 +18,10 @@ from lifelong.core.axes import LowRank
 from lifelong.core.head import LabelHead
 from lifelong.core.state import same_bits
 from lifelong.errors import UserError
+from lifelong.models import pretrained, sources
+from lifelong.models.adapters import recorded_base
+from lifelong.models.pretrained import export_adapter, export_checkpoint, fingerprint, load
 from lifelong.numerics import low_rank
-from lifelong.store import pretrained, sources
-from lifelong.store.adapters import recorded_base
-from lifelong.store.pretrained import export_adapter, export_checkpoint, fingerprint, load
 
 PLAIN = {"llama": AutoModelForCausalLM, "gpt2": AutoModelForCausalLM, "t5": AutoModelForSeq2SeqLM}
 
@@ -117,6 +117,9 @@ def test_fingerprint_sees_one_bit_a_name_and_a_shape():
             module.register_parameter(name, torch.nn.Parameter(torch.zeros(shape)))
         return fingerprint(module)
 
+    zeros = [torch.nn.Linear(2, 2, bias=False, dtype=dtype) for dtype in (torch.float16, torch.bfloat16)]
+    assert not any(module.weight.data.zero_().any() for module in zeros)  # the same bytes
+    assert fingerprint(zeros[0]) != fingerprint(zeros[1])
     assert len({named(a=(2, 3)), named(b=(2, 3)), named(a=(3, 2)), named(a=(6,)), named(a=(2,), b=(4,))}) == 5
 
 
@@ -162,6 +165,22 @@ def test_plain_peft_gives_base_plus_update(saved, tmp_path, architecture, ranks,
     assert torch.allclose(run(merged.network, architecture), expected, atol=1e-5)
     assert "verified" in merged.notes["adapter"]
     assert type(merged.network) is type(model.network)
+
+
+def test_adapter_is_summed_in_float32_onto_a_narrow_base(tmp_path):
+    made = tiny.model("llama")
+    made.network.to(torch.bfloat16)
+    base = export_checkpoint(made, tmp_path / "base")
+    model = load(str(base))
+    assert model.network.dtype == torch.bfloat16
+    updates = random_update(model.network)
+    folder = export_adapter(updates, model, tmp_path / "adapter", str(base))
+    expected = add(load(str(base), dtype=torch.float32).network, updates).model.layers[0].mlp.up_proj.weight
+    for dtype in (torch.float32, None):
+        got = load(str(base), adapter=str(folder), dtype=dtype).network.model.layers[0].mlp.up_proj.weight
+        assert got.dtype == (dtype or torch.bfloat16)
+        rounded = expected.to(got.dtype)
+        assert torch.allclose(got, rounded, atol=1e-6) if dtype else (got == rounded).float().mean() > 0.999
 
 
 def test_adapter_config_of_ours(saved, tmp_path):
@@ -334,6 +353,14 @@ def test_pickles_are_refused_unless_allowed(tmp_path):
     assert fingerprint(load(folder, allow_pickle=True).network) == fingerprint(tiny.network("llama"))
 
 
+def test_a_pickle_beside_other_safetensors_is_not_read(tmp_path):
+    folder = broken(tmp_path)
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="cannot be read"):
+        load(folder)
+
+
 def test_code_of_the_author_does_not_run(tmp_path):
     folder = broken(tmp_path, auto_map={"AutoConfig": "own.Own", "AutoModel": "own.Own"}, model_type="own")
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
@@ -365,7 +392,7 @@ def test_weights_of_another_size(tmp_path):
 
 def test_unknown_hub_name_offline_is_one_line():
     code = (
-        "from lifelong.store.pretrained import load\n"
+        "from lifelong.models.pretrained import load\n"
         "try: load('nobody/nothing-of-this-name')\n"
         "except ValueError as error: print(error)"
     )
@@ -381,7 +408,7 @@ def test_unknown_hub_name_offline_is_one_line():
 
 
 def test_importing_the_module_is_cheap():
-    code = "import sys, lifelong.store.pretrained; assert not {'torch', 'transformers'} & set(sys.modules)"
+    code = "import sys, lifelong.models.pretrained; assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )
@@ -482,7 +509,7 @@ def test_two_processes_convert_once(tmp_path):
     file.write_bytes(b"GGUF")
     code = (
         "import sys, time, pathlib\n"
-        "from lifelong.store import sources\n"
+        "from lifelong.models import sources\n"
         "def convert(file, folder):\n"
         "    with open(sys.argv[1] + '.log', 'a') as log: log.write('x')\n"
         "    time.sleep(0.5)\n"

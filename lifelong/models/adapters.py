@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lifelong.errors import UserError
+from lifelong.models.heads import write_head
+from lifelong.models.sources import check_weights, plain_errors
 from lifelong.store.files import whole_folder, write_json
-from lifelong.store.heads import write_head
-from lifelong.store.sources import check_weights, plain_errors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,7 +95,7 @@ def _check_modules(network: "nn.Module", folder: Path) -> None:
         return
     modules = dict(network.named_modules())
     with plain_errors(str(file), local=True), safe_open(file, framework="pt") as tensors:
-        for key in tensors.keys():  # noqa: SIM118 - not a mapping
+        for key in tensors.keys():
             match = re.fullmatch(rf"{re.escape(PREFIX)}(.+)\.lora_([AB])\.weight", key)
             if not match:
                 continue

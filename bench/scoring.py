@@ -1,0 +1,94 @@
+"""Judging 15 labels after each of 16 prompts: likelihoods of all against generating one answer.
+
+Ours is `label_log_likelihoods`, the check of its own shortcut included; the other is the network's
+own greedy `generate` of as many tokens as the longest label has, which is what people call to classify
+with a language model and which says nothing about the other 14 labels.
+"""
+
+import json
+
+import torch
+
+from bench.figure import Figure, Settings, title
+from bench.session import linear_weights
+from bench.timing import Block, Worker, best_ratio, in_turns, middle, now, ratio, share
+from lifelong.core import scoring
+from lifelong.core.encoding import end_token, tokenise
+from lifelong.core.labelled import judging
+from lifelong.core.model import Model
+from lifelong.streams.builtin import FOLDER, TEMPLATES
+
+LABELS = (  # the classes of DBpedia
+    "Company", "Educational Institution", "Artist", "Athlete", "Office Holder", "Mean of Transportation",
+    "Building", "Natural Place", "Village", "Animal", "Plant", "Album", "Film", "Written Work", "Society & Culture",
+)  # fmt: skip
+ROWS = 16
+TOKENS = 60  # of a prompt
+
+
+def measure(settings: Settings) -> list[Figure]:
+    model = settings.model()
+    prompts = unlike_prompts(model)
+    end = end_token(model)
+    labels = [[*ids, end] for ids in tokenise(model.processor, [" " + label for label in LABELS])]
+    longest = max(map(len, labels))
+    references = [i % len(labels) for i in range(ROWS)]
+    ids = torch.tensor(prompts, device=model.device)
+    pads = model.processor.pad_token_id
+
+    def generate() -> None:
+        with judging(model.network):
+            model.network.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=longest,
+                                   min_new_tokens=longest, do_sample=False, pad_token_id=pads)  # fmt: skip
+
+    workers: dict[str, Worker] = {
+        "ours": calls(lambda: scoring.label_log_likelihoods(model, prompts, labels, references), model),
+        "every label": calls(lambda: scoring.label_log_likelihoods(model, prompts, labels), model),
+        "generate": calls(generate, model),
+    }
+    blocks = in_turns(workers, 1, settings.repeats(3, 15))
+    apart = largest_difference(model, prompts[:2], labels)
+    weights = linear_weights(model.network)
+    work = 2 * weights * ROWS * TOKENS
+    what = f"{len(labels)} labels ({longest} tokens the longest) after {ROWS} prompts of {TOKENS} tokens"
+    found = []
+    for name, limit in (("ours", 5.0), ("every label", None)):
+        ours, other = blocks[name], blocks["generate"]
+        kind = "the best label and the reference" if name == "ours" else "every label"
+        found.append(
+            Figure(
+                question=f"Scoring {what} with {title(settings.name)}, likelihoods of {kind}: against generating one "
+                "answer",
+                ours=middle(ours) * 1e3, baseline=middle(other) * 1e3, unit="ms",
+                value=1 / ratio(ours, other), limit=limit, at_most=False,
+                spread=f"best against best {1 / best_ratio(ours, other):.2f}; {len(ours)} turns; likelihoods are "
+                f"within {apart:.2g} nats of one plain sequence per prompt and label",
+                arithmetic="reading the prompts alone: "
+                + share(work, min(b.cost for b in ours), settings.device, str(model.network.dtype)[6:]),
+            )
+        )  # fmt: skip
+    return found
+
+
+def calls(work, model: Model) -> Worker:
+    def worker(times: int) -> Block:
+        begun = now(model.device)
+        for _ in range(times):
+            work()
+        return Block(now(model.device) - begun, times)
+
+    return worker
+
+
+def unlike_prompts(model: Model) -> list[list[int]]:
+    """Ends of real prompts, all of `TOKENS` tokens, which share no beginning."""
+    lines = (FOLDER / "mail.train.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = [TEMPLATES["mail"].format(**json.loads(line)) for line in lines]
+    found = [ids[-TOKENS:] for ids in tokenise(model.processor, texts) if len(ids) > TOKENS]
+    return found[:ROWS]
+
+
+def largest_difference(model: Model, prompts: list[list[int]], labels: list[list[int]]) -> float:
+    fast = scoring.label_log_likelihoods(model, prompts, labels)
+    plain = [scoring.label_log_likelihoods(model, [prompt], labels)[0] for prompt in prompts]  # one alone: no shortcut
+    return float((fast - torch.stack(plain)).abs().max())

@@ -1,3 +1,0 @@
-from lifelong.errors import UserError, nearest
-
-__all__ = ["UserError", "nearest"]
