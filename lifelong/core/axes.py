@@ -95,7 +95,7 @@ class Context:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method(ABC):  # noqa: B024 - abstract through its axes
     """Base of every axis."""
 
     paper: ClassVar[str] = ""  # where it comes from

@@ -79,7 +79,7 @@ def train(
         for index, stage in enumerate(stream.stages):
             if index > life.stage or (index == life.stage and life.step is not None):
                 train_stage(life, index, stage, folder, settings, listen, stop)
-            if not folder.has(index + 1, "evaluation.json"):
+            if index == life.stage and not folder.has(index + 1, "evaluation.json"):
                 evaluation.measure(life, folder, row=index + 1, listen=listen)
                 stop.check(folder)
     accelerator.end_training()
@@ -225,7 +225,8 @@ class Stop:
     def check(self, folder: RunFolder) -> None:
         if self.asked:
             raise UserError(
-                f"interrupted; everything up to here is saved in {folder.path}. The same command goes on from here."
+                f"interrupted; everything up to here is saved in {folder.path}. The same command goes on "
+                "from here."
             )
 
 

@@ -19,7 +19,8 @@ from lifelong.store.files import read_json
 from lifelong.store.run import UNTRAINED, RunFolder
 
 VISIBLE = {
-    "task": "Each row was answered among the labels of its own task: the task's identity was visible at test time.",
+    "task": "Each row was answered among the labels of its own task: the task's identity was visible at "
+    "test time.",
     "seen": "Each row was answered among the labels of all stages trained so far (never fewer than its own "
     "task's): the task's identity was visible only through the wording of its prompt.",
     "all": "Each row was answered among all labels of the stream, also those of stages still to come: the "
@@ -67,11 +68,7 @@ def measure(life: Life, folder: RunFolder, row: int, listen: Any) -> None:
         with life.autocast():
             result, answers = judge(life.model, each, candidates(stream, each, row))
         found.append(result | {"task": task, "general": task is None})
-        lines += [
-            {"set": each.name, "row": i, "prediction": a.prediction, "references": list(a.references),
-             "log_likelihood": a.log_likelihood if math.isfinite(a.log_likelihood) else None, "tokens": a.tokens}
-            for i, a in enumerate(answers)
-        ]  # fmt: skip
+        lines += [{"set": each.name, "row": i, **plain(answer)} for i, answer in enumerate(answers)]
         listen(_event(row, number + 1, len(sets), each.name))
     folder.write_lines(row, "answers.jsonl", lines)
     name = UNTRAINED if row == 0 else stream.stages[row - 1].name
@@ -82,6 +79,12 @@ def measure(life: Life, folder: RunFolder, row: int, listen: Any) -> None:
     folder.write(
         row, "evaluation.json", {"stage": None if row == 0 else name, "seconds": seconds, "sets": found}
     )
+
+
+def plain(answer: Answer) -> dict[str, Any]:
+    """An answer as JSON keeps it: an impossible reference has no finite likelihood."""
+    finite = math.isfinite(answer.log_likelihood)
+    return answer._asdict() | {"log_likelihood": answer.log_likelihood if finite else None}
 
 
 def _event(row: int, done: int, total: int, text: str) -> Any:

@@ -85,7 +85,7 @@ class Stream:
 
     def labels(self, stages: int | None = None) -> tuple[str, ...]:
         """All labels of the first `stages` stages, in the order in which they appear."""
-        return tuple(dict.fromkeys(l for stage in self.stages[:stages] for l in stage.labels))
+        return tuple(dict.fromkeys(label for stage in self.stages[:stages] for label in stage.labels))
 
 
 def joined(stream: Stream) -> Stream:

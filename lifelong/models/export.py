@@ -24,18 +24,15 @@ def export_run(source: Path, output: Path, stage: str | None = None, adapter: bo
         update = restored.tuner.low_rank(model, restored.tuner_state)
         if update is None:
             raise UserError(
-                f"the update of {type(restored.tuner).__name__} is not of low rank, so it is no peft adapter. "
-                "Export the whole model: leave --adapter out."
-            )
-        if grown:
-            raise UserError(
-                "a peft adapter cannot hold the classification head that grew with the stages. Export the whole "
-                "model: leave --adapter out."
+                f"the update of {type(restored.tuner).__name__} is not of low rank, so it is no peft "
+                "adapter. Export the whole model: leave --adapter out."
             )
         base = restored.config["model"]["name"]
         pretrained.export_adapter(update, model, output, base)
         rank = max(each.down.shape[0] for each in update.values())
         note = f"stage {restored.stage}, rank {rank}, for base {base}"
+        if grown:
+            note += "; its growing head loads through lifelong.load"
         return {"kind": "adapter", "folder": str(output), "stage": restored.stage, "note": note}
     restored.tuner.fold(model, restored.tuner_state)
     pretrained.export_checkpoint(model, output)

@@ -66,8 +66,8 @@ def open_run(folder: str | Path, stage: str | None = None) -> Restored:
     model = pretrained.load(source.pop("name"), **source, dtype=torch.float32 if tuner.trains_base else None)
     if config["model"]["fingerprint"] and model.fingerprint != config["model"]["fingerprint"]:
         raise UserError(
-            f"{model.name} is not the model that {folder} was trained on: its weights have another fingerprint "
-            f"({model.fingerprint[:12]}, not {config['model']['fingerprint'][:12]})."
+            f"{model.name} is not the model that {folder} was trained on: its weights have another "
+            f"fingerprint ({model.fingerprint[:12]}, not {config['model']['fingerprint'][:12]})."
         )
     return _put_on(model, tuner, saved, stage, config)
 

@@ -43,7 +43,7 @@ def test_last_block_and_window():
 def test_without_packing_a_row_is_an_example_and_cuts_are_counted():
     model = tiny.model("llama")
     examples, truncated = CausalLm(pack=False).encode([*ROWS, {"text": "y" * 300}], model, ())
-    assert [len(each["input_ids"]) for each in examples] == [4, 8, 21, 128] and truncated == 1
+    assert [len(each["input_ids"]) for each in examples] == [4, 1, 8, 21, 128] and truncated == 1
 
 
 def test_begins_rows_with_the_bos_that_the_tokenizer_adds():
