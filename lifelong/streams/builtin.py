@@ -10,25 +10,24 @@ from typing import Any
 PREFIX = "embedded:"
 FOLDER = Path(__file__).resolve().parent / "embedded"
 
-TEMPLATES = {
-    "reviews": "Review: {text}\nIs the writer positive or negative about the product? Answer:",
-    "mail": "Mail: {text}\nIs this mail spam or ham (wanted)? Answer:",
-    "author": "Sentence: {text}\nWho wrote it: melville, scripture or president? Answer:",
-    "century": "Speech: {text}\nIn which century was it said: eighteenth, nineteenth, twentieth or "
-    "twenty-first? Answer:",
-    "origin": "Text: {text}\nWhere was it written: tweet, product, film or editorial? Answer:",
+TEMPLATES = {  # the question names the task, never its labels
+    "reviews": "Review: {text}\nHow does the writer feel about the product? Answer:",
+    "mail": "Mail: {text}\nWhat kind of mail is this? Answer:",
+    "author": "Sentence: {text}\nWho wrote it? Answer:",
+    "century": "Speech: {text}\nIn which century was it said? Answer:",
+    "origin": "Text: {text}\nWhere was it written? Answer:",
 }
 TWEETS = "Tweet: {text}\nIs the writer positive or negative? Answer:"
 
 
 def template() -> str:
     """A commented stream file to start from."""
-    return demo().read_text(encoding="utf-8")
+    return Path(__file__).resolve().with_name("template.yaml").read_text(encoding="utf-8")
 
 
 def demo() -> Path:
-    """The stream file of the demonstration, which is the template."""
-    return FOLDER.parent / "template.yaml"
+    """The stream file of `lifelong demo`."""
+    return Path(__file__).resolve().with_name("demo.yaml")
 
 
 def path(name: str) -> Path:
