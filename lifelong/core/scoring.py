@@ -4,13 +4,15 @@ The prompt is computed once per row, whatever the number of labels: see `label_t
 An encoder-decoder runs its encoder once and its decoder on all labels side by side, each attending
 to itself, so that the encoder's keys and values are computed once as well; that is exact where
 positions count by distance (T5), otherwise the encoder's output is repeated per label. These ways
-rely on the network honouring a mask of our own. So every call compares a few rows with one plain
-sequence per prompt and label, and where they differ warns and takes the next slower way.
+rely on the network honouring a mask of our own. So the first call with a network compares a few rows
+with one plain sequence per prompt and label, and where they differ warns and takes the next slower
+way; the verdict holds for the network's form of attention, whatever its weights become.
 """
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,10 @@ from lifelong.core.model import Model
 Scorer = Callable[[Model, Sequence[list[int]], Labels, Sequence[int] | None], Tensor]
 
 
+# What the comparison found, by network: {(way, attention, compute type): does it agree?}
+_VERDICTS: WeakKeyDictionary[nn.Module, dict[tuple[str, str, bool], bool]] = WeakKeyDictionary()
+
+
 def label_log_likelihoods(
     model: Model, prompts: Sequence[list[int]], labels: Labels, references: Sequence[int] | None = None
 ) -> Tensor:
@@ -46,7 +52,7 @@ def label_log_likelihoods(
     fast: tuple[Scorer, ...] = (by_tree,) if model.kind == "decoder" else (_side_by_side, _one_by_one)
     with judging(model.network):
         for scorer in fast if len(prompts) > 1 and _within_window(model, prompts, labels) else ():
-            if _agrees(scorer, model, prompts, labels):
+            if _trusted(scorer, model, prompts, labels):
                 return scorer(model, prompts, labels, references)
         return _plain(model, prompts, labels, None)
 
@@ -72,6 +78,16 @@ def _within_window(model: Model, prompts: Sequence[list[int]], labels: Labels) -
             stacklevel=3,
         )
     return within
+
+
+def _trusted(scorer: Scorer, model: Model, prompts: Sequence[list[int]], labels: Labels) -> bool:
+    """Compare once per network, form of attention and compute type."""
+    half = torch.is_autocast_enabled(model.device.type)
+    key = (scorer.__name__, model.network.config._attn_implementation, half)
+    verdicts = _VERDICTS.setdefault(model.network, {})
+    if key not in verdicts:
+        verdicts[key] = _agrees(scorer, model, prompts, labels)
+    return verdicts[key]
 
 
 def _agrees(scorer: Scorer, model: Model, prompts: Sequence[list[int]], labels: Labels) -> bool:
