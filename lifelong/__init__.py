@@ -28,7 +28,10 @@ _WHERE = {
     "AccuracyMatrix": "lifelong.core.matrix",
     "UserError": "lifelong.errors",
 }
-_AXES = ("objectives", "tuners", "penalties", "replay", "schedules", "metrics", "numerics")
+_AXES = (
+    "objectives", "tuners", "penalties", "replay", "mixing", "mergers", "analytic", "schedules", "diagnostics",
+    "metrics", "numerics",
+)  # fmt: skip
 
 __all__ = ["__version__", *_WHERE, *_AXES]
 

@@ -12,7 +12,7 @@ import torch
 from lifelong import __version__
 from lifelong.core import engine, evaluation
 from lifelong.core.axes import Method
-from lifelong.core.composition import Methods, compose, snake
+from lifelong.core.composition import Methods, axis_of, compose, snake
 from lifelong.core.engine import Listener, Settings
 from lifelong.core.matrix import AccuracyMatrix
 from lifelong.core.model import Model
@@ -204,9 +204,7 @@ def describe(
     model: Model, stream: Stream, methods: Methods, settings: Settings, record: dict[str, Any]
 ) -> dict[str, Any]:
     """What config.json says: enough to read a report, to export, and to know the run again."""
-    named = [("tuners", methods.tuner), *(("penalties", p) for p in methods.penalties)]
-    if methods.replay is not None:
-        named.append(("replay", methods.replay))
+    named = [(axis_of(part), part) for part in methods.parts]
     about = {
         "name": record.get("name", "run"),
         "method_name": methods.name,

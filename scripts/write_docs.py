@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from method_examples import constants, fits, in_yaml, python_example, recipe, stream_example
+from method_examples import constants, fits, in_yaml, python_example, stream_example
 from plain_words import hint_of, plain_range, plain_type, plain_value
 
 from lifelong.core import discover

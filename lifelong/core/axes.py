@@ -18,6 +18,7 @@ from torch.nn import functional
 from lifelong.core.model import Model
 from lifelong.core.settings import check
 from lifelong.core.state import State
+from lifelong.errors import UserError
 
 IGNORED = -100  # label of a position that is not learned
 
@@ -83,7 +84,10 @@ class Context:
     tuner: "Tuner | None" = None
     tuner_state: State = field(default_factory=dict)
     stage: int = 0  # index of the stage, from 0
-    seed: int = 0
+    step: int = 0  # optimiser steps made in this stage
+    num_steps: int = 0  # of this stage; an estimate where it ends by the clock
+    learning_rate: float = 0.0  # of this step
+    seed: int = 0  # of this stage
     num_old_labels: int | None = None  # labels of finished stages, where a head grows
     batch: Batch | None = None  # the current step's
     outputs: Outputs | None = None  # of the current batch, with gradient
@@ -146,6 +150,10 @@ class Objective(Method):
     def begin_stage(self, model: Model, labels: Sequence[str], seed: int) -> None:
         """Make room for the labels of a new stage. Called again, in order, on a resume."""
 
+    def features(self, network: nn.Module, batch: Batch) -> Tensor:
+        """(B, H) pooled features, for objectives that decide by a linear head."""
+        raise UserError(f"{type(self).__name__} has no features; use classification with head: linear.")
+
     def labelled(self, batch: Batch) -> int:
         """Labelled positions of a batch: the N of its `Outputs`."""
         return int((batch["labels"] != IGNORED).sum())
@@ -155,12 +163,45 @@ class Objective(Method):
         return len(example["input_ids"]) if "input_ids" in example else 1
 
 
-class Tuner(Method):
+class Active(Method):
+    """A method that takes part in the steps and remembers a `State` between them.
+
+    Every hook returns the state to keep. A step is: gradients of the loss - `after_backward` -
+    gradients of penalties on weights - `before_update` - clipping - optimiser - `after_update`.
+    Hooks that a class does not define cost nothing.
+    """
+
+    def begin_stage(self, context: Context, state: State) -> State:
+        """Before the first step. `context.examples` are the stage's."""
+        return state
+
+    def after_backward(self, context: Context, state: State) -> State:
+        """`.grad` holds the gradient of the task's loss (and of penalties on answers) alone."""
+        return state
+
+    def before_update(self, context: Context, state: State) -> State:
+        """`.grad` is complete, not yet clipped; it may be changed in place."""
+        return state
+
+    def after_update(self, context: Context, state: State) -> State:
+        """The weights have moved; they may be corrected in place."""
+        return state
+
+    def end_stage(self, context: Context, state: State) -> State:
+        """After the last step; `context.examples` are still there."""
+        return state
+
+
+class Tuner(Active):
     """Where the update lives. `begin_stage` and `end_stage` leave the function as it was."""
 
     persistent: ClassVar[bool] = True  # a parameter's name means the same weight in every stage
     has_subspaces: ClassVar[bool] = False  # answers `subspaces`
     trains_base: ClassVar[bool] = False  # base weights move, so they are kept in float32
+    folds: ClassVar[bool] = True  # `fold` leaves a plain transformers model
+    grows: ClassVar[bool] = False  # parameters may appear, grow or go in any hook
+    interpolates: ClassVar[bool] = False  # answers `interpolate`
+    needs_outputs: ClassVar[bool] = False  # asks for `loss` in every micro batch
 
     @abstractmethod
     def attach(self, model: Model, state: State | None, seed: int) -> State:
@@ -168,15 +209,19 @@ class Tuner(Method):
         (values of trainable parameters are loaded by the engine afterwards).
         """
 
-    def begin_stage(self, model: Model, state: State, stage: int, seed: int) -> State:
-        return state
+    def loss(self, context: Context, state: State) -> Tensor | None:
+        """A term of its own (balance, orthogonality): scalar with gradient, or None."""
+        return None
 
-    def end_stage(self, model: Model, state: State) -> State:
-        return state
+    def serving(self, model: Model, state: State) -> AbstractContextManager[None]:
+        """Inside, the model answers as it is meant to be used (with averaged weights, say)."""
+        return nullcontext()
 
     @abstractmethod
     def fold(self, model: Model, state: State) -> None:
-        """Leave a plain transformers model that computes the same function."""
+        """Leave a plain transformers model that computes the same function (of `serving`). Where
+        `folds` is False: leave the modules that compute it, for `lifelong.load`.
+        """
 
     def low_rank(self, model: Model, state: State) -> dict[str, LowRank] | None:
         """The whole update by module name, where it is one of low rank; else None."""
@@ -185,8 +230,16 @@ class Tuner(Method):
     def subspaces(self, model: Model, state: State) -> dict[str, Subspace]:
         raise TypeError(f"{type(self).__name__} has no subspaces")
 
+    def interpolate(
+        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+    ) -> State:
+        """Keep the share `ratio(parameter name)` of what the stage changed in the weights; `before`
+        holds the trainable parameters as the stage began.
+        """
+        raise TypeError(f"{type(self).__name__} does not interpolate")
 
-class Penalty(Method):
+
+class Penalty(Active):
     """What holds the past: a scalar added to the loss."""
 
     needs_persistent: ClassVar[bool] = False  # compares a parameter with its own earlier value
@@ -198,23 +251,20 @@ class Penalty(Method):
     def init(self, context: Context) -> State:
         """State before the first stage."""
 
-    def begin_stage(self, context: Context, state: State) -> State:
-        return state
-
     @abstractmethod
     def loss(self, context: Context, state: State) -> Tensor | None:
         """Scalar with gradient; None where there is nothing to hold yet (the step then costs
         nothing and changes no bit)."""
 
-    @abstractmethod
-    def end_stage(self, context: Context, state: State) -> State:
-        """Take in what the finished stage taught."""
 
-
-class Replay(Method):
+class Replay(Active):
     """What is seen again. Items are dicts {"stage": index, "example": encoded row} or, kept as
-    text, {"stage": index, "row": row}.
+    text, {"stage": index, "row": row}; with `keeps_logits` also {"logits": (N, C)}.
     """
+
+    joins: ClassVar[bool] = True  # old rows are averaged with the new ones; else `loss` weighs them
+    keeps_logits: ClassVar[bool] = False  # `add` gets the logits of each new row as the step saw them
+    projects: ClassVar[bool] = False  # old rows give a gradient of their own to `project` with
 
     keep: Any  # "text" or "tokens"
 
@@ -228,6 +278,77 @@ class Replay(Method):
     @abstractmethod
     def pick(self, state: State, num_rows: int, stage: int, step: int) -> list[dict[str, Any]]:
         """Items to train beside `num_rows` new rows; a pure function of its arguments."""
+
+    def loss(self, outputs: Outputs, items: Sequence[dict[str, Any]]) -> Tensor:
+        """Scalar for picked `items`, in the order of `outputs.owners`; where `joins` is False."""
+        raise TypeError(f"{type(self).__name__} joins the batch")
+
+    def project(self, params: Params, reference: dict[str, Tensor]) -> None:
+        """Correct `.grad` of the new rows by the gradient of the old ones; where `projects`."""
+        raise TypeError(f"{type(self).__name__} does not project")
+
+
+class Mixing(Active):
+    """In which proportions the parts of a stage are drawn. With `past`, the parts are the rows of all
+    stages so far, oldest first; else those of a joint stage.
+    """
+
+    past: ClassVar[bool] = True
+
+    @property
+    def feedback_steps(self) -> int:
+        """Judge every part each so many steps and call `observe`; 0 is never."""
+        return 0
+
+    @abstractmethod
+    def init(self, context: Context) -> State:
+        """State before the first stage."""
+
+    @abstractmethod
+    def proportions(self, context: Context, state: State, num_parts: int) -> Sequence[float]:
+        """Probabilities of the parts for the next step; they sum to 1."""
+
+    def observe(self, context: Context, state: State, losses: Sequence[float]) -> State:
+        """Held-out loss of every part (nats per labelled position), as measured just now."""
+        return state
+
+
+class Merger(Active):
+    """What happens between stages: `begin_stage` sees the weights before, `end_stage` after."""
+
+    @abstractmethod
+    def init(self, context: Context) -> State:
+        """State before the first stage."""
+
+
+class Analytic(Active):
+    """Learns a stage in closed form, from features of the network and labels."""
+
+    gradient_stages: ClassVar[int] = 0  # first stages that are trained by gradient as well
+
+    @abstractmethod
+    def init(self, num_features: int) -> State: ...
+
+    @abstractmethod
+    def learn(self, state: State, features: Tensor, labels: Tensor) -> State:
+        """Take in rows: features (B, H) float64, labels (B,) int64. Exact: the order of rows and
+        their division into batches change rounding only.
+        """
+
+    @abstractmethod
+    def head(self, state: State, num_labels: int) -> tuple[Tensor, Tensor]:
+        """Weight (C, H) and bias (C,) of the linear head that decides alike."""
+
+
+class Diagnostic(Method):
+    """Looks inside after a stage; changes nothing."""
+
+    title: ClassVar[str] = ""
+    better: ClassVar[str] = ""  # "higher", "lower", or "" where neither is
+
+    @abstractmethod
+    def measure(self, context: Context) -> dict[str, float]:
+        """Figures by name."""
 
 
 class Schedule(Method):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lifelong.core.axes import Method, Penalty, Replay, Tuner
+from lifelong.core.axes import Active, Analytic, Merger, Method, Mixing, Penalty, Replay, Tuner
 from lifelong.errors import UserError
 
 Order = Literal["sequence", "joint", "per_task"]
@@ -18,12 +18,26 @@ class Methods:
     tuner: Tuner
     penalties: tuple[Penalty, ...] = ()
     replay: Replay | None = None
+    mixing: Mixing | None = None
+    mergers: tuple[Merger, ...] = ()
+    analytic: Analytic | None = None
     stream: Order = "sequence"  # stages in order, all at once, or each from the start
     name: str = ""  # of the recipe, or of the parts joined by +
 
     @property
     def parts(self) -> tuple[Method, ...]:
-        return (self.tuner, *self.penalties, *([] if self.replay is None else [self.replay]))
+        single = [part for part in (self.replay, self.mixing, self.analytic) if part is not None]
+        return (self.tuner, *self.penalties, *self.mergers, *single)
+
+    def actors(self) -> dict[str, Active]:
+        """Every method by the role under which its state is kept."""
+        found: dict[str, Active] = {"tuner": self.tuner}
+        found |= {f"penalty.{snake(each)}": each for each in self.penalties}
+        for role in ("replay", "mixing", "analytic"):
+            method = {"replay": self.replay, "mixing": self.mixing, "analytic": self.analytic}[role]
+            if method is not None:
+                found[role] = method
+        return found | {f"merger.{snake(each)}": each for each in self.mergers}
 
     def __post_init__(self) -> None:
         check_composition(self.parts)
@@ -38,6 +52,9 @@ def compose(parts: Sequence[Method], default: Tuner, stream: Order = "sequence",
         tuner=next(part for part in parts if isinstance(part, Tuner)),
         penalties=tuple(part for part in parts if isinstance(part, Penalty)),
         replay=next((part for part in parts if isinstance(part, Replay)), None),
+        mixing=next((part for part in parts if isinstance(part, Mixing)), None),
+        mergers=tuple(part for part in parts if isinstance(part, Merger)),
+        analytic=next((part for part in parts if isinstance(part, Analytic)), None),
         stream=stream,
         name=name or "+".join(map(snake, parts)),
     )
@@ -46,18 +63,26 @@ def compose(parts: Sequence[Method], default: Tuner, stream: Order = "sequence",
 def check_composition(parts: Sequence[Method]) -> None:
     """Raise UserError where `parts` cannot work together."""
     for part in parts:
-        if not isinstance(part, (Tuner, Penalty, Replay)):
+        if not isinstance(part, Active):
             raise UserError(f"`{snake(part)}` is neither tuner nor penalty nor memory.")
     tuners = [part for part in parts if isinstance(part, Tuner)]
-    memories = [part for part in parts if isinstance(part, Replay)]
-    for several, what in ((tuners, "tuner"), (memories, "replay memory")):
+    once = ((Tuner, "tuner"), (Replay, "replay memory"), (Mixing, "mixing"), (Analytic, "analytic learner"))
+    for kind, what in once:
+        several = [part for part in parts if isinstance(part, kind)]
         if len(several) > 1:
             names = " and ".join(map(snake, several))
             raise UserError(f"{names} exclude each other: a run has one {what}. Name one of them.")
     if not tuners:
         raise UserError("a run needs a tuner, which says where the update lives.")
     tuner = tuners[0]
+    if len({snake(part) for part in parts}) < len(parts):
+        raise UserError("a method is named twice; name each once.")
     for part in parts:
+        if isinstance(part, Merger) and not tuner.interpolates:
+            raise UserError(
+                f"{snake(part)} changes how much of a stage's update is kept, which {snake(tuner)} cannot express. "
+                "Take a tuner that can (full, o_lora), or leave the merger out."
+            )
         if not isinstance(part, Penalty):
             continue
         if part.needs_persistent and not tuner.persistent:
@@ -70,6 +95,17 @@ def check_composition(parts: Sequence[Method]) -> None:
                 f"{snake(part)} needs a tuner that keeps the directions of earlier stages apart; "
                 f"{snake(tuner)} does not. Take another tuner, or leave the penalty out."
             )
+
+
+BASES = {
+    "tuners": Tuner, "penalties": Penalty, "replay": Replay, "mixing": Mixing, "mergers": Merger,
+    "analytic": Analytic,
+}  # fmt: skip
+
+
+def axis_of(part: Active) -> str:
+    """The axis that a method is an answer on."""
+    return next(axis for axis, base in BASES.items() if isinstance(part, base))
 
 
 def snake(part: Method) -> str:

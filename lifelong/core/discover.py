@@ -15,7 +15,10 @@ from typing import Any
 from lifelong.errors import UserError, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
-AXES = ("objectives", "tuners", "penalties", "replay", "schedules", "metrics", "recipes")
+AXES = (
+    "objectives", "tuners", "penalties", "replay", "mixing", "mergers", "analytic", "schedules", "diagnostics",
+    "metrics", "recipes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from lifelong.core import evaluation, memory
 from lifelong.core.axes import Progress
 from lifelong.core.composition import Methods
-from lifelong.core.life import Item, Life, derive
+from lifelong.core.life import Life, derive
 from lifelong.core.model import Model
 from lifelong.core.plan import Plan
 from lifelong.core.stream import Stage, Stream
@@ -104,33 +106,31 @@ def train_stage(
     life.network.train()
     saved = time.monotonic()
 
-    while not meter.finished(life.step):
+    while life.learns_by_gradient() and not meter.finished(life.step):
         torch.manual_seed(derive(settings.seed, index, life.step))  # dropout: the same after a resume
-        rows, first_visit = plan[life.step]
-        items = life.items(rows) + life.replayed(len(rows))
-        rate = stage.optimization.learning_rate * stage.optimization.schedule.scale(meter.progress(life.step))
+        progress = meter.progress(life.step)
+        rate = stage.optimization.learning_rate * stage.optimization.schedule.scale(progress)
+        life.num_steps, life.learning_rate = progress.num_steps, rate
+        rows, first_visit = life.next_rows(plan)
 
-        loss, penalties, tokens, pads = backward(life, items, stage.optimization.micro_batch_size)
-        if not math.isfinite(loss + sum(penalties.values())):
+        taken = gradients(life, rows, stage.optimization.micro_batch_size, first_visit)
+        if not math.isfinite(taken.loss + sum(taken.terms.values())):
             raise UserError(
-                f"stage {stage.name}, step {life.step}: the loss is not finite (loss {loss}, penalties "
-                f"{penalties}, rows {life.where(rows)}). Lower the learning rate or look at these rows; "
+                f"stage {stage.name}, step {life.step}: the loss is not finite (loss {taken.loss}, penalties "
+                f"{taken.terms}, rows {life.where(rows)}). Lower the learning rate or look at these rows; "
                 f"the last good checkpoint is kept in {folder.path}."
             )
         life.update(rate)
         if first_visit:
-            life.remember(rows)
+            life.remember(rows, taken.logits)
         life.step += 1
 
-        meter.add(tokens, pads)
-        record = {"stage": index, "step": life.step - 1, "loss": loss, "penalties": penalties,
-                  "learning_rate": rate, "tokens": tokens, "seconds": round(meter.seconds, 4)}  # fmt: skip
-        folder.log(record)
+        meter.add(taken.tokens, taken.pads)
+        folder.log({"stage": index, "step": life.step - 1, "loss": taken.loss, "penalties": taken.terms,
+                    "learning_rate": rate, "tokens": taken.tokens, "seconds": round(meter.seconds, 4)})  # fmt: skip
         if settings.trackers:
-            life.accelerator.log(
-                {f"{stage.name}/{k}": v for k, v in record.items() if k == "loss"} | penalties
-            )
-        listen(meter.event(index + 1, life.step, loss))
+            life.accelerator.log({f"{stage.name}/loss": taken.loss} | taken.terms)
+        listen(meter.event(index + 1, life.step, taken.loss))
         if stop.asked or time.monotonic() - saved > settings.checkpoint_seconds:
             life.spent = meter.totals()
             folder.flush_log()
@@ -145,28 +145,60 @@ def train_stage(
     folder.save(index, None, *life.snapshot())
 
 
-def backward(
-    life: Life, items: list[Item], micro_batch_size: int | None
-) -> tuple[float, dict[str, float], int, int]:
-    """Gradients of one optimiser step; returns (loss, penalties, positions, pads).
+class Taken(NamedTuple):
+    """What one optimiser step saw."""
 
-    The loss is the mean over all labelled positions of the step, however the step is cut into
-    micro batches. Penalties on weights are added once per step, on its first micro batch; penalties on
-    answers in every micro batch, by its share of the positions.
+    loss: float  # of the task, nats per labelled position
+    terms: dict[str, float]  # of penalties and memories, by name
+    tokens: int
+    pads: int
+    logits: dict[int, Tensor]  # of new rows by place in the batch, where a memory keeps them
+
+
+def gradients(life: Life, rows: np.ndarray, micro_batch_size: int | None, first_visit: bool) -> Taken:
+    """Leave the gradient of one optimiser step in `.grad`.
+
+    The loss is the mean over all labelled positions of the step, however the step is cut into micro
+    batches. Penalties on answers count in every micro batch by its share of the positions, penalties
+    on weights once per step, after the task's gradient is complete.
     """
-    parts = life.batches(items, micro_batch_size)
+    new, old = life.items(rows), life.replayed(len(rows))
+    replay = life.methods.replay
+    apart = replay is not None and not replay.joins
+    reference = None
+    if old and apart and replay.projects:
+        reference = life.gradient_of(old, micro_batch_size)
+    parts = life.batches(new if apart else new + old, micro_batch_size)
     count = life.total(sum(part.labelled for part in parts))
-    total, penalties = 0.0, {}
-    for number, part in enumerate(parts):
+    total, terms, logits = 0.0, {}, {}
+    for part in parts:
         with life.autocast():
             outputs = part.objective.forward(life.network, part.batch)
             loss = part.objective.loss(outputs).sum() / count
-            terms = life.penalties(part, outputs, first=number == 0, share=part.labelled / count)
+            own = life.terms(part, outputs, share=part.labelled / count)
         total += loss.item()
-        for name, term in terms.items():
-            penalties[name] = penalties.get(name, 0.0) + term.item()
-        life.accelerator.backward(sum(terms.values(), start=loss))
-    return total, penalties, sum(part.tokens for part in parts), sum(part.pads for part in parts)
+        add(terms, own)
+        if replay is not None and replay.keeps_logits and first_visit:
+            logits |= life.logits_by_place(part, outputs)
+        life.accelerator.backward(sum(own.values(), start=loss))
+    if old and apart and not replay.projects:
+        add(terms, life.backward_memory(old, micro_batch_size))
+    life.gather_gradients()
+    life.call("after_backward")
+    with life.autocast():
+        on_weights = life.terms()
+    if on_weights:
+        add(terms, on_weights)
+        life.accelerator.backward(sum(on_weights.values()))
+    if reference is not None:
+        replay.project(life.params, reference)
+    tokens, pads = sum(part.tokens for part in parts), sum(part.pads for part in parts)
+    return Taken(total, terms, tokens, pads, logits)
+
+
+def add(totals: dict[str, float], terms: dict[str, Tensor]) -> None:
+    for name, term in terms.items():
+        totals[name] = totals.get(name, 0.0) + term.item()
 
 
 class Meter:

@@ -65,7 +65,7 @@ def measure(life: Life, folder: RunFolder, row: int, listen: Any) -> None:
     sets = [(task, each) for task, each in stream.columns()] + [(None, each) for each in stream.general]
     begun, found, lines = time.perf_counter(), [], []
     for number, (task, each) in enumerate(sets):
-        with life.autocast():
+        with life.autocast(), life.serving():
             result, answers = judge(life.model, each, candidates(stream, each, row))
         found.append(result | {"task": task, "general": task is None})
         lines += [{"set": each.name, "row": i, **plain(answer)} for i, answer in enumerate(answers)]

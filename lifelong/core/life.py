@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,17 +14,34 @@ from torch import Tensor, nn
 
 from lifelong.core import head
 from lifelong.core import state as states
-from lifelong.core.axes import Batch, Context, Example, Objective, Outputs, Params, Row
+from lifelong.core.axes import (
+    Active,
+    Analytic,
+    Batch,
+    Context,
+    Example,
+    Objective,
+    Outputs,
+    Params,
+    Penalty,
+    Replay,
+    Row,
+    Tuner,
+)
 from lifelong.core.composition import Methods, snake
 from lifelong.core.model import Model
+from lifelong.core.plan import Plan, draw
 from lifelong.core.stream import Stage, Stream
 from lifelong.errors import UserError
 from lifelong.store.run import RunFolder
+
+Terms = dict[str, Tensor]  # scalar terms beside the task's loss, by name of the method
 
 
 class Item(NamedTuple):
     task: int  # index of the stage that the row came from (of the part, in a joint stage)
     example: Example
+    memory: dict[str, Any] | None = None  # the memory's item, for a replayed row
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,7 @@ class Part:
     labelled: int
     tokens: int
     pads: int
+    places: tuple[int, ...] = ()  # of its examples, in the items of the step
 
 
 def derive(*numbers: int) -> int:
@@ -76,34 +94,48 @@ class Life:
         self.truncated = 0
         self.pool: list[Item] = []
         self.rows: list[Row] = []
-        self.tuner_state: states.State = {}
-        self.penalty_states: list[states.State] = []
-        self.replay_state: states.State = {}
+        self.ranges: list[range] = []  # of the pool, by part
+        self.part_tasks: list[int] = []
+        self.actors = methods.actors()
+        self.states: dict[str, states.State] = {}
         self.optimizer: torch.optim.AdamW | None = None
         self.params: Params = {}
+        self.num_steps, self.learning_rate = 0, 0.0
+        self.terms_of = {  # methods with a term: on weights (False), on answers (True)
+            on_answers: {
+                role: actor
+                for role, actor in self.actors.items()
+                if isinstance(actor, (Tuner, Penalty))
+                and type(actor).loss is not Tuner.loss
+                and actor.needs_outputs == on_answers
+            }
+            for on_answers in (False, True)
+        }
         self.num_old_labels: int | None = None
 
     # boundaries -----------------------------------------------------------------------------
 
+    @property
+    def tuner_state(self) -> states.State:
+        return self.states["tuner"]
+
     def restore(self, folder: RunFolder) -> None:
         """Attach the methods; go to the newest whole checkpoint where there is one."""
         position = folder.latest()
+        tuner = self.methods.tuner
         if position is None:
-            self.tuner_state = self.methods.tuner.attach(self.model, None, derive(self.seed))
+            self.states["tuner"] = tuner.attach(self.model, None, derive(self.seed))
             self.params = self.model.params()
-            self.penalty_states = [each.init(self.context()) for each in self.methods.penalties]
-            if self.methods.replay is not None:
-                self.replay_state = self.methods.replay.init(self.seed)
+            self.states |= self._fresh_states()
             return
         tensors, tree = folder.load(position)
         saved = states.join(tensors, tree)
-        self.tuner_state = self.methods.tuner.attach(self.model, saved["tuner"], derive(self.seed))
+        self.states = {"tuner": tuner.attach(self.model, saved["states"].pop("tuner"), derive(self.seed))}
         for index in range(position.stage + 1):
             self._grow(index)
         self._load_values(saved["params"])
         device = self.accelerator.device
-        self.penalty_states = [_to(state, device) for state in saved["penalties"]]
-        self.replay_state = saved["replay"]
+        self.states |= {role: _to(state, device) for role, state in saved["states"].items()}
         self.stage, self.step = position.stage, position.step
         self.spent = saved["spent"]
         if self.step is not None:
@@ -111,32 +143,75 @@ class Life:
             self._encode(stage)
             self._make_optimizer(stage, _to(saved["optimizer"], device))
 
+    def _fresh_states(self) -> dict[str, states.State]:
+        context = self.context()
+        found = {}
+        for role, actor in self.actors.items():
+            if isinstance(actor, Replay):
+                found[role] = actor.init(self.seed)
+            elif isinstance(actor, Analytic):
+                found[role] = actor.init(self.model.hidden_size)
+            elif not isinstance(actor, Tuner):
+                found[role] = actor.init(context)
+        return found
+
     def begin_stage(self, index: int, stage: Stage) -> None:
         """The tuner and the head make room; the function stays as it was. A fresh optimiser."""
         self.stage, self.step, self.spent = index, 0, {}
-        self.tuner_state = self.methods.tuner.begin_stage(
-            self.model, self.tuner_state, index, derive(self.seed, index)
-        )
-        self._grow(index)
         self._encode(stage)
-        context = self.context()
-        self.penalty_states = [
-            method.begin_stage(context, state) for method, state in self._penalties_with_states()
-        ]
+        self.call("begin_stage", ("tuner",))
+        self._grow(index)
+        self.call("begin_stage", [role for role in self.actors if role != "tuner"])
         self._make_optimizer(stage, None)
 
+    def learns_by_gradient(self) -> bool:
+        """False where a closed form learns the stage alone."""
+        analytic = self.methods.analytic
+        return analytic is None or self.stage < analytic.gradient_stages
+
     def end_stage(self) -> None:
-        """Methods take in what the stage taught: penalties first, while its weights still move."""
+        """Methods take in what the stage taught: the tuner last, since it may renew its weights."""
         self.optimizer = None
-        context = self.context()
-        self.penalty_states = [
-            method.end_stage(context, state) for method, state in self._penalties_with_states()
-        ]
-        self.tuner_state = self.methods.tuner.end_stage(self.model, self.tuner_state)
+        if self.methods.analytic is not None:
+            self._learn_in_closed_form(self.methods.analytic)
+        self.call("end_stage", [role for role in self.actors if role != "tuner"])
+        self.call("end_stage", ("tuner",))
+        self.params = self.model.params()
         self.step = None
 
-    def _penalties_with_states(self) -> Iterator[tuple[Any, states.State]]:
-        return zip(self.methods.penalties, self.penalty_states, strict=True)
+    def call(self, hook: str, roles: Iterable[str] | None = None) -> None:
+        """Let every method that defines `hook` answer it; keep the states that they return."""
+        context = None
+        for role in self.actors if roles is None else roles:
+            actor = self.actors[role]
+            if getattr(type(actor), hook) is getattr(Active, hook):
+                continue
+            at_boundary = hook in ("begin_stage", "end_stage")
+            if context is None or at_boundary:
+                context = self.context(boundary=at_boundary)
+            self.states[role] = getattr(actor, hook)(context, self.states[role])
+            if role == "tuner" and self.methods.tuner.grows:
+                self.params = self.model.params()
+                self._regroup()
+
+    def _learn_in_closed_form(self, analytic: Analytic) -> None:
+        """Features of all rows of the stage, the learner's state, and the head that follows from it."""
+        classifier = head.find(self.network)
+        if classifier is None:
+            raise UserError(
+                f"{snake(analytic)} learns a linear head: use the objective classification with head: linear."
+            )
+        self.network.eval()
+        state = self.states["analytic"]
+        for part in self.batches(self.pool, 64):
+            with torch.no_grad(), self.autocast():
+                found = part.objective.features(self.network, part.batch)
+            state = analytic.learn(state, found.double(), part.batch["labels"])
+        self.states["analytic"] = state
+        weight, bias = analytic.head(state, len(classifier.labels))
+        with torch.no_grad():
+            classifier.weight.copy_(weight)
+            classifier.bias.copy_(bias)
 
     def _grow(self, index: int) -> None:
         stage = self.stream.stages[index]
@@ -149,36 +224,104 @@ class Life:
         self.num_old_labels = len(self.stream.labels(index)) if has_head else None
 
     def _encode(self, stage: Stage) -> None:
+        """Encode the rows of the stage: of its parts, and of earlier stages where a mixing draws them."""
         parts = stage.parts or (stage,)
         first = self.tasks.index(parts[0])
+        if self.methods.mixing is not None and self.methods.mixing.past:
+            parts, first = self.tasks[: first + len(parts)], 0
         labels = self.stream.labels(self.stage + 1)
-        self.pool, self.rows, self.truncated = [], [], 0
-        for offset, part in enumerate(parts):
+        self.pool, self.rows, self.truncated, self.ranges = [], [], 0, []
+        self.part_tasks = list(range(first, first + len(parts)))
+        for task, part in zip(self.part_tasks, parts, strict=True):
             encoded = part.objective.encode(part.rows, self.model, labels)
             self.truncated += encoded.truncated
-            self.pool += [Item(first + offset, example) for example in encoded.examples]
+            self.ranges.append(range(len(self.pool), len(self.pool) + len(encoded.examples)))
+            self.pool += [Item(task, example) for example in encoded.examples]
             packed = part.objective.packed_tokens is not None
             self.rows += [{}] * len(encoded.examples) if packed else list(part.rows)
-            assert len(self.rows) == len(self.pool), (
-                "an objective that does not pack keeps one example per row"
-            )
+            assert len(self.rows) == len(self.pool), "one example per row, unless rows are packed"
         if not self.pool:
             raise UserError(f"stage {stage.name}: no training row is left after encoding.")
 
     def _make_optimizer(self, stage: Stage, saved: dict[str, Any] | None) -> None:
         settings = stage.optimization
         params = self.params
+        self.max_grad_norm = settings.max_grad_norm
+        self._grouped = dict(params)  # parameters by name, as the optimiser holds them
+        if not params:
+            if self.learns_by_gradient():
+                raise UserError(
+                    f"stage {stage.name}: nothing can be trained: {snake(self.methods.tuner)} moves no weight and "
+                    "there is no head. Take another tuner, or a head that is linear."
+                )
+            return
         self.optimizer = torch.optim.AdamW(
             list(params.values()), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2),
             weight_decay=settings.weight_decay, fused=True,
         )  # fmt: skip
-        self.max_grad_norm = settings.max_grad_norm
         if saved is not None:
             for name, parameter in params.items():
                 if name in saved:
                     self.optimizer.state[parameter] = saved[name]
 
+    def _regroup(self) -> None:
+        """Give the optimiser the parameters as they are now. Moments go by name; those of a parameter
+        that has grown keep their leading block and are zero elsewhere.
+        """
+        if self.optimizer is None:
+            return
+        group, old = self.optimizer.param_groups[0], self._named_state
+        fresh = {}
+        for name, parameter in self.params.items():
+            known = old.get(name)
+            if known is not None:
+                fresh[parameter] = {k: _fitted(v, parameter) for k, v in known.items()}
+        group["params"] = list(self.params.values())
+        self.optimizer.state.clear()
+        self.optimizer.state.update(fresh)
+        self._grouped = dict(self.params)
+
+    @property
+    def _named_state(self) -> dict[str, dict[str, Tensor]]:
+        """State of the optimiser by the name that each parameter had when the step began."""
+        return {
+            name: self.optimizer.state[p] for name, p in self._grouped.items() if p in self.optimizer.state
+        }
+
     # a step ---------------------------------------------------------------------------------
+
+    def next_rows(self, plan: Plan) -> tuple[np.ndarray, bool]:
+        """Rows of the next step, and whether they are seen for the first time. A mixing draws them from
+        the parts in its proportions; `drawn` in its state counts the rows taken of each.
+        """
+        mixing = self.methods.mixing
+        if mixing is None:
+            return plan[self.step]
+        state, context = self.states["mixing"], self.context()
+        if mixing.feedback_steps and self.step % mixing.feedback_steps == 0:
+            state = mixing.observe(context, state, self.part_losses())
+        shares = mixing.proportions(context, state, len(self.ranges))
+        drawn = state.get("drawn", {}).get(str(self.stage), [0] * len(self.ranges))
+        rows, drawn = draw(self.ranges, shares, drawn, len(plan[self.step].rows), context.seed, self.step)
+        self.states["mixing"] = {**state, "drawn": {str(self.stage): drawn}}
+        return rows, False
+
+    def part_losses(self) -> list[float]:
+        """Held-out loss of every part, in nats per labelled position."""
+        training, found = self.network.training, []
+        self.network.eval()
+        with torch.no_grad(), self.autocast():
+            for task in self.part_tasks:
+                part = self.tasks[task]
+                rows = [row for each in part.evals for row in each.rows]
+                examples = part.objective.encode(rows, self.model, self.stream.labels()).examples
+                total = count = 0.0
+                for each in self.batches([Item(task, example) for example in examples], 16):
+                    losses = each.objective.loss(each.objective.forward(self.network, each.batch))
+                    total, count = total + float(losses.sum()), count + len(losses)
+                found.append(total / max(count, 1))
+        self.network.train(training)
+        return found
 
     def lengths(self) -> list[int]:
         return [self.tasks[item.task].objective.length(item.example) for item in self.pool]
@@ -192,42 +335,45 @@ class Life:
         if replay is None:
             return []
         found = []
-        for item in replay.pick(self.replay_state, num_rows, self.stage, self.step):
+        for item in replay.pick(self.states["replay"], num_rows, self.stage, self.step):
             task = self.tasks[item["stage"]]
             if "row" in item:
                 labels = self.stream.labels(self.stage + 1)
-                examples = task.objective.encode([item["row"]], self.model, labels).examples
+                example = task.objective.encode([item["row"]], self.model, labels).examples[0]
             else:
-                examples = [item["example"]]
-            found += [Item(item["stage"], example) for example in examples]
+                example = item["example"]
+            found.append(Item(item["stage"], example, item))
         return found
 
-    def remember(self, rows: np.ndarray) -> None:
-        """Offer rows to the memory at their first visit."""
+    def remember(self, rows: np.ndarray, logits: dict[int, Tensor]) -> None:
+        """Offer rows to the memory at their first visit; `logits` by place in `rows`, if it keeps them."""
         replay = self.methods.replay
         if replay is None:
             return
         as_text = replay.keep == "text"
-        offered = [
-            {"stage": self.pool[row].task}
-            | ({"row": _plain(self.rows[row])} if as_text else {"example": self.pool[row].example})
-            for row in rows
-        ]
-        self.replay_state = replay.add(self.replay_state, offered)
+        offered = []
+        for place, row in enumerate(rows):
+            task, example, _ = self.pool[row]
+            content = {"row": _plain(self.rows[row])} if as_text else {"example": example}
+            kept = {"logits": logits[place]} if replay.keeps_logits else {}
+            offered.append({"stage": task, **content, **kept})
+        self.states["replay"] = replay.add(self.states["replay"], offered)
 
     def batches(self, items: Sequence[Item], size: int | None) -> list[Part]:
         """Items grouped by objective and cut into micro batches; this process's share of them."""
-        groups: dict[Objective, list[Example]] = defaultdict(list)
-        for item in items[self.accelerator.process_index :: self.accelerator.num_processes]:
-            groups[self.tasks[item.task].objective].append(item.example)
+        groups: dict[Objective, list[int]] = defaultdict(list)
+        mine = range(self.accelerator.process_index, len(items), self.accelerator.num_processes)
+        for place in mine:
+            groups[self.tasks[items[place].task].objective].append(place)
         parts = []
-        for objective, examples in groups.items():
-            size_here = size or len(examples)
-            for start in range(0, len(examples), size_here):
-                parts.append(self.part(objective, examples[start : start + size_here]))
+        for objective, places in groups.items():
+            size_here = size or len(places)
+            for start in range(0, len(places), size_here):
+                chosen = places[start : start + size_here]
+                parts.append(self.part(objective, [items[i].example for i in chosen], chosen))
         return parts
 
-    def part(self, objective: Objective, examples: Sequence[Example]) -> Part:
+    def part(self, objective: Objective, examples: Sequence[Example], places: Sequence[int] = ()) -> Part:
         batch = objective.collate(examples, self.model)
         lengths = [objective.length(example) for example in examples]
         device = self.accelerator.device
@@ -238,36 +384,71 @@ class Life:
             labelled=objective.labelled(batch),
             tokens=sum(lengths),
             pads=max(lengths) * len(lengths) - sum(lengths),
+            places=tuple(places),
         )
 
-    def penalties(self, part: Part, outputs: Outputs, first: bool, share: float) -> dict[str, Tensor]:
-        """Terms by name for one micro batch, which has `share` of the step's labelled positions;
-        penalties that hold nothing yet are absent.
+    def terms(self, part: Part | None = None, outputs: Outputs | None = None, share: float = 1.0) -> Terms:
+        """Terms of tuner and penalties by name: with a `part` those on answers, weighted by its share
+        of the step's labelled positions; without one those on weights, once per step. Methods that
+        hold nothing yet are absent.
         """
-        if not self.methods.penalties:
-            return {}
-        context = self.context(part, outputs)
-        terms = {}
-        for method, state in self._penalties_with_states():
-            if not (first or method.needs_outputs):
-                continue
-            term = method.loss(context, state)
+        if part is None:
+            share = 1 / self.accelerator.num_processes
+        found, context = {}, None
+        for role, actor in self.terms_of[part is not None].items():
+            context = context or self.context(part, outputs)
+            term = actor.loss(context, self.states[role])
             if term is not None:
-                weight = share if method.needs_outputs else 1 / self.accelerator.num_processes
-                terms[snake(method)] = term * weight
-        return terms
+                found[snake(actor)] = term * share
+        return found
 
-    def update(self, learning_rate: float) -> None:
-        """Clip, step, clear."""
-        params = self.optimizer.param_groups[0]["params"]
+    def gather_gradients(self) -> None:
+        """Sum gradients over processes."""
         if self.accelerator.num_processes > 1:
-            for parameter in params:
+            for parameter in self.params.values():
                 if parameter.grad is not None:
                     parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+
+    def gradient_of(self, items: Sequence[Item], size: int | None) -> dict[str, Tensor]:
+        """Gradient of the mean loss of `items` alone; `.grad` is empty afterwards."""
+        parts = self.batches(items, size)
+        count = self.total(sum(part.labelled for part in parts))
+        for part in parts:
+            with self.autocast():
+                losses = part.objective.loss(part.objective.forward(self.network, part.batch))
+            self.accelerator.backward(losses.sum() / count)
+        self.gather_gradients()
+        found = {name: p.grad for name, p in self.params.items() if p.grad is not None}
+        for parameter in self.params.values():
+            parameter.grad = None
+        return found
+
+    def backward_memory(self, items: Sequence[Item], size: int | None) -> Terms:
+        """Gradient of the memory's own loss on its items."""
+        replay, terms = self.methods.replay, {}
+        for number, part in enumerate(self.batches(items, size)):
+            with self.autocast():
+                outputs = part.objective.forward(self.network, part.batch)
+                share = len(part.places) / len(items)
+                term = replay.loss(outputs, [items[i].memory for i in part.places]) * share
+            self.accelerator.backward(term)
+            terms[f"{snake(replay)}.{number}" if number else snake(replay)] = term.detach()
+        return {snake(replay): sum(terms.values())}
+
+    def logits_by_place(self, part: Part, outputs: Outputs) -> dict[int, Tensor]:
+        """(N_i, C) logits of every new row of a micro batch, by its place in the batch."""
+        logits, owners = outputs.logits.detach().float(), outputs.owners
+        return {place: logits[owners == i].clone() for i, place in enumerate(part.places)}
+
+    def update(self, learning_rate: float) -> None:
+        """Hooks, clip, step, hooks, clear."""
+        self.call("before_update")
+        params = self.optimizer.param_groups[0]["params"]
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(params, self.max_grad_norm)
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
+        self.call("after_update")
         self.optimizer.zero_grad(set_to_none=True)
 
     def total(self, count: int) -> int:
@@ -276,29 +457,40 @@ class Life:
             return count
         return int(self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device), "sum"))
 
+    def serving(self) -> contextlib.AbstractContextManager[None]:
+        """The model as its tuner means it to be used."""
+        if "tuner" not in self.states:
+            return contextlib.nullcontext()
+        return self.methods.tuner.serving(self.model, self.tuner_state)
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
 
-    def context(self, part: Part | None = None, outputs: Outputs | None = None) -> Context:
-        """What methods may look at; at a boundary (no `part`) the stage's examples as well."""
+    def context(
+        self, part: Part | None = None, outputs: Outputs | None = None, boundary: bool = False
+    ) -> Context:
+        """What methods may look at; at a boundary the stage's examples as well."""
+        objective, examples = None, ()
         if part is not None:
-            objective, examples = part.objective, ()
-        elif self.stage < 0:
-            objective, examples = None, ()
-        else:
+            objective = part.objective
+        elif self.stage >= 0:
             stage = self.stream.stages[self.stage]
             objective = (stage.parts or (stage,))[0].objective
-            examples = [item.example for item in self.pool if self.tasks[item.task].objective == objective]
+            if boundary:
+                examples = [i.example for i in self.pool if self.tasks[i.task].objective == objective]
         return Context(
             params=self.params,
             model=self.model,
             objective=objective,
             tuner=self.methods.tuner,
-            tuner_state=self.tuner_state,
+            tuner_state=self.states.get("tuner", {}),
             stage=self.stage,
-            seed=self.seed,
+            step=self.step or 0,
+            num_steps=self.num_steps,
+            learning_rate=self.learning_rate,
+            seed=derive(self.seed, self.stage),
             num_old_labels=self.num_old_labels,
             batch=part.batch if part else None,
             outputs=outputs,
@@ -319,9 +511,7 @@ class Life:
             {
                 "params": dict(params),
                 "optimizer": optimizer,
-                "tuner": self.tuner_state,
-                "penalties": self.penalty_states,
-                "replay": self.replay_state,
+                "states": self.states,
                 "spent": self.spent,
                 "notes": {
                     "truncated_rows": self.truncated,
@@ -333,8 +523,8 @@ class Life:
     def sizes(self) -> dict[str, int]:
         """Bytes kept for the past: by tuner and penalties, and by the memory."""
         return {
-            "state_bytes": _num_bytes([self.tuner_state, self.penalty_states]),
-            "memory_bytes": _num_bytes(self.replay_state),
+            "state_bytes": _num_bytes({k: v for k, v in self.states.items() if k != "replay"}),
+            "memory_bytes": _num_bytes(self.states.get("replay", {})),
             "truncated_rows": self.truncated,
         }
 
@@ -351,6 +541,16 @@ class Life:
         with torch.no_grad():
             for name, parameter in params.items():
                 parameter.copy_(saved[name])
+
+
+def _fitted(value: Tensor, parameter: Tensor) -> Tensor:
+    """A moment in the shape of its parameter: the leading block is kept, the rest is zero."""
+    if value.dim() == 0 or value.shape == parameter.shape:
+        return value
+    grown = value.new_zeros(parameter.shape)
+    block = tuple(slice(min(a, b)) for a, b in zip(value.shape, parameter.shape, strict=True))
+    grown[block] = value[block]
+    return grown
 
 
 def _to(state: Any, device: torch.device) -> Any:

@@ -7,6 +7,7 @@ the batches are shuffled again.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -90,3 +91,26 @@ class Plan:
                 start, longest_with = i, int(self.lengths[row])
             longest = longest_with
         return [*batches, order[start:]] if len(order) else batches
+
+
+def draw(
+    parts: Sequence[range], shares: Sequence[float], drawn: Sequence[int], num_rows: int, seed: int, step: int
+) -> tuple[np.ndarray, list[int]]:
+    """(rows of one step, rows taken so far from each part): every row comes from part i with
+    probability `shares[i]`, and within a part rows come in a shuffled order that is used up before a
+    new one begins. A pure function of its arguments.
+    """
+    choice = np.random.default_rng([seed, step])
+    wanted = choice.multinomial(num_rows, np.asarray(shares, dtype=np.float64))
+    rows, after = [], list(drawn)
+    for index, (part, count) in enumerate(zip(parts, wanted, strict=True)):
+        for place in range(after[index], after[index] + int(count)):
+            epoch, offset = divmod(place, len(part))
+            rows.append(part[int(_order(seed, index, epoch, len(part))[offset])])
+        after[index] += int(count)
+    return np.asarray(rows), after
+
+
+@lru_cache(maxsize=64)
+def _order(seed: int, part: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng([seed, part, epoch, 2]).permutation(length)

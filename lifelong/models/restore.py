@@ -73,7 +73,7 @@ def open_run(folder: str | Path, stage: str | None = None) -> Restored:
 
 
 def _put_on(model: Model, tuner: Tuner, saved: states.State, stage: str, config: dict[str, Any]) -> Restored:
-    tuner_state = tuner.attach(model, saved["tuner"], seed=0)
+    tuner_state = tuner.attach(model, saved["states"]["tuner"], seed=0)
     for about in config["stages"]:
         cls = discover.load(about["objective"]["name"], "objectives")
         objective = settings.build(cls, about["objective"]["settings"], "objective")

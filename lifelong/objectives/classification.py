@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from lifelong.core import head as linear
 from lifelong.core.axes import Answer, Batch, Encoded, Example, Objective, Outputs, Row
@@ -78,6 +78,9 @@ class Classification(Objective):
         if batch["labels"].dim() == 1:
             return linear.outputs(network, batch, self.pooling, self.mask_old)
         return labelled_outputs(network, batch)
+
+    def features(self, network: nn.Module, batch: Batch) -> Tensor:
+        return linear.features(network, batch, self.pooling)
 
     def answer(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> list[Answer]:
         self._check(rows, model)

@@ -25,7 +25,7 @@ from lifelong.core.settings import Range, misfit
 from lifelong.errors import UserError, nearest
 from lifelong.streams import builtin, mistakes, overrides, plain_yaml
 
-METHOD_AXES = ("tuners", "penalties", "replay", "recipes")
+METHOD_AXES = ("tuners", "penalties", "replay", "mixing", "mergers", "analytic", "recipes")
 BUDGET = ("epochs", "steps", "tokens", "seconds")
 BATCH = ("batch_size", "batch_tokens")
 LABELS = ("name", "output", "trackers", "checkpoint_seconds", "keep_checkpoints")  # change no number

@@ -3,10 +3,14 @@
 The update lives in the weights themselves; there is nothing to fold.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lifelong.core.axes import Tuner
+import torch
+from torch import Tensor
+
+from lifelong.core.axes import Context, Tuner
 from lifelong.core.model import Model
 from lifelong.core.state import State
 from lifelong.errors import UserError
@@ -24,6 +28,7 @@ class Full(Tuner):
     )
 
     trains_base: ClassVar[bool] = True
+    interpolates: ClassVar[bool] = True
 
     targets: tuple[str, ...] = ("",)  # parts of parameter names that are trained; "" is in every name
 
@@ -36,6 +41,16 @@ class Full(Tuner):
         if not chosen:
             raise UserError(f"Full.targets must match a parameter name; {list(self.targets)} matches none.")
         return {}
+
+    def interpolate(
+        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+    ) -> State:
+        with torch.no_grad():
+            for name, parameter in context.params.items():
+                old = before[name]
+                block = parameter[tuple(slice(n) for n in old.shape)]  # a head may have grown
+                block.copy_(torch.lerp(old, block, ratio(name)))
+        return state
 
     def fold(self, model: Model, state: State) -> None:
         return None

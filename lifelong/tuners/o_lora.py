@@ -11,12 +11,14 @@ copy, in float32, rounded once), so that a step costs the same in stage 50 as in
 dropout acts on the new pair only. Export writes one adapter of rank R + rank.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
+from torch import Tensor
 
-from lifelong.core.axes import LowRank, Subspace, Tuner
+from lifelong.core.axes import Context, LowRank, Subspace, Tuner
 from lifelong.core.model import Model
 from lifelong.core.settings import Range
 from lifelong.core.state import State
@@ -37,6 +39,7 @@ class OLora(Tuner):
     )
     persistent: ClassVar[bool] = False
     has_subspaces: ClassVar[bool] = True
+    interpolates: ClassVar[bool] = True
 
     rank: Annotated[int, Range(1)] = 8  # of the pair of one stage
     alpha: Annotated[float, Range(0, open_low=True)] = 16.0  # update is scaled by alpha / rank
@@ -65,14 +68,14 @@ class OLora(Tuner):
         self._sum_into_weights(model, made)
         return made
 
-    def begin_stage(self, model: Model, state: State, stage: int, seed: int) -> State:
-        generator = torch.Generator().manual_seed(seed)
+    def begin_stage(self, context: Context, state: State) -> State:
+        generator = torch.Generator().manual_seed(context.seed)
         for name in state["past"]:
-            low_rank.initialise(model.network.get_submodule(name), generator)
+            low_rank.initialise(context.model.network.get_submodule(name), generator)
         return state
 
-    def end_stage(self, model: Model, state: State) -> State:
-        past = {}
+    def end_stage(self, context: Context, state: State) -> State:
+        model, past = context.model, {}
         for name, kept in state["past"].items():
             module = model.network.get_submodule(name)
             past[name] = {
@@ -103,6 +106,18 @@ class OLora(Tuner):
                 down, up = kept["down"], kept["up"]
             found[name] = LowRank(down, up, self.scale)
         return found
+
+    def interpolate(
+        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+    ) -> State:
+        """The stage's update is scale * B A with a fresh pair, so a share of it is a share of B."""
+        with torch.no_grad():
+            for name, parameter in context.params.items():
+                if name.endswith(".lora_B.weight"):
+                    parameter.mul_(ratio(name))
+                elif not name.endswith(".lora_A.weight"):
+                    parameter.copy_(torch.lerp(before[name], parameter, ratio(name)))
+        return state
 
     def subspaces(self, model: Model, state: State) -> dict[str, Subspace]:
         return {

@@ -164,5 +164,7 @@ def test_trackers_get_the_losses(tmp_path):
     folder = next(p.parent for p in run.folder.rglob("events.out.*"))
     events = EventAccumulator(str(folder))
     events.Reload()
-    values = [e.value for tag in events.Tags()["scalars"] if tag.endswith("loss") for e in events.Scalars(tag)]
+    values = [
+        e.value for tag in events.Tags()["scalars"] if tag.endswith("loss") for e in events.Scalars(tag)
+    ]
     assert sorted(values) == pytest.approx(sorted(e["loss"] for e in log_of(run)), rel=1e-5)

@@ -6,7 +6,12 @@ import torch
 from test_lora import disturb, inputs, output
 
 from lifelong.core import state as states
+from lifelong.core.axes import Context
 from lifelong.tuners.o_lora import OLora
+
+
+def boundary(model, stage):
+    return Context(params=model.params(), model=model, stage=stage, seed=stage)
 
 
 def grown(architecture, stages=3, method=None):
@@ -16,10 +21,10 @@ def grown(architecture, stages=3, method=None):
     state = method.attach(model, None, seed=0)
     kept = []
     for stage in range(stages):
-        state = method.begin_stage(model, state, stage, seed=stage)
+        state = method.begin_stage(boundary(model, stage), state)
         disturb(model.network, seed=stage)
         kept.append(state)
-        state = method.end_stage(model, state)
+        state = method.end_stage(boundary(model, stage), state)
     return method, model, state, kept
 
 
@@ -31,12 +36,12 @@ def test_boundaries_keep_the_function(architecture):
     state = method.attach(model, None, seed=0)
     for stage in range(3):
         before = output(model.network, batch)
-        state = method.begin_stage(model, state, stage, seed=stage)
+        state = method.begin_stage(boundary(model, stage), state)
         assert torch.equal(output(model.network, batch), before)
         disturb(model.network, seed=stage)
         trained = output(model.network, batch)
         assert not torch.allclose(trained, before, atol=1e-3)
-        state = method.end_stage(model, state)
+        state = method.end_stage(boundary(model, stage), state)
         torch.testing.assert_close(output(model.network, batch), trained, atol=2e-5, rtol=2e-5)
     method.fold(model, state)
     torch.testing.assert_close(output(model.network, batch), trained, atol=2e-5, rtol=2e-5)
@@ -95,13 +100,13 @@ def test_in_bfloat16_the_weight_is_rounded_once():
     state = method.attach(model, None, seed=0)
     drifting = {n: p.clone() for n, p in base.items()}
     for stage in range(10):
-        state = method.begin_stage(model, state, stage, seed=stage)
+        state = method.begin_stage(boundary(model, stage), state)
         disturb(model.network, seed=stage)
         for name in state["past"]:
             module = model.network.get_submodule(name)
             step = method.scale * (module.lora_B.weight @ module.lora_A.weight).detach()
             drifting[f"{name}.weight"] = (drifting[f"{name}.weight"].float() + step).to(torch.bfloat16)
-        state = method.end_stage(model, state)
+        state = method.end_stage(boundary(model, stage), state)
     ours = theirs = 0.0
     for name, past in state["past"].items():
         exact = base[f"{name}.weight"].float() + method.scale * past["up"] @ past["down"]
