@@ -28,7 +28,14 @@ def measure(settings: Settings) -> list[Figure]:
     small = OLora(targets=("q_proj", "v_proj"))
     rows = prompts()
     real = compare(
-        settings, [settings.model() for _ in range(2)], rows, Sft(), 16, small, "bfloat16", title(settings.name)
+        settings,
+        [settings.model() for _ in range(2)],
+        rows,
+        Sft(),
+        16,
+        small,
+        "bfloat16",
+        title(settings.name),
     )
     return [real, random_llama(settings, MEDIUM)]
 

@@ -90,5 +90,7 @@ def unlike_prompts(model: Model) -> list[list[int]]:
 
 def largest_difference(model: Model, prompts: list[list[int]], labels: list[list[int]]) -> float:
     fast = scoring.label_log_likelihoods(model, prompts, labels)
-    plain = [scoring.label_log_likelihoods(model, [prompt], labels)[0] for prompt in prompts]  # one alone: no shortcut
+    plain = [
+        scoring.label_log_likelihoods(model, [prompt], labels)[0] for prompt in prompts
+    ]  # one alone: no shortcut
     return float((fast - torch.stack(plain)).abs().max())

@@ -113,7 +113,9 @@ def operations(life: Life) -> float:
     return 4 * linear_weights(network) + 6 * lora + 4 * part * head_weights(network)
 
 
-def others(settings: Settings, examples: Sequence[Example], rows: Sequence[Row], place: str) -> dict[str, Worker]:
+def others(
+    settings: Settings, examples: Sequence[Example], rows: Sequence[Row], place: str
+) -> dict[str, Worker]:
     found: dict[str, Worker] = {
         "plain peft, bfloat16": Plain(settings.model(torch.bfloat16), examples, "bfloat16"),
         "plain peft, float32": Plain(settings.model(torch.float32), examples, "float32"),
@@ -183,7 +185,9 @@ class Trl:
         seen, device = Seen(), model.device
 
         class Watched(SFTTrainer):
-            def training_step(self, network: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            def training_step(
+                self, network: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+            ) -> Any:
                 if seen.steps == 1:
                     seen.begun = now(device)
                 if seen.steps:

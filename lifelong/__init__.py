@@ -18,6 +18,8 @@ _WHERE = {
     "Run": "lifelong.launch",
     "load": "lifelong.models.restore",
     "export": "lifelong.models.export",
+    "wrap": "lifelong.models.parts",
+    "context": "lifelong.models.parts",
     "Context": "lifelong.core.axes",
     "Model": "lifelong.core.model",
     "Stage": "lifelong.core.stream",

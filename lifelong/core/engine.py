@@ -79,6 +79,7 @@ def train(
         for index, stage in enumerate(stream.stages):
             if index > life.stage or (index == life.stage and life.step is not None):
                 train_stage(life, index, stage, folder, settings, listen, stop)
+                stop.check(folder)
             if index == life.stage and not folder.has(index + 1, "evaluation.json"):
                 evaluation.measure(life, folder, row=index + 1, listen=listen)
                 stop.check(folder)
@@ -112,10 +113,11 @@ def train_stage(
 
         loss, penalties, tokens, pads = backward(life, items, stage.optimization.micro_batch_size)
         if not math.isfinite(loss + sum(penalties.values())):
+            terms = "".join(f", {name} {value}" for name, value in penalties.items())
             raise UserError(
-                f"stage {stage.name}, step {life.step}: the loss is not finite (loss {loss}, penalties "
-                f"{penalties}, rows {life.where(rows)}). Lower the learning rate or look at these rows; "
-                f"the last good checkpoint is kept in {folder.path}."
+                f"stage {stage.name}, step {life.step + 1}: the loss is not finite (loss {loss}{terms}) on the "
+                f"rows {life.where(rows)}. Lower the learning rate, or look at these rows. All that was saved "
+                f"before is kept in {folder.path}."
             )
         life.update(rate)
         if first_visit:

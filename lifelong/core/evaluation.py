@@ -10,6 +10,7 @@ import torch
 from lifelong.core import discover
 from lifelong.core.axes import Answer, AnswerMetric, MatrixMetric
 from lifelong.core.composition import snake
+from lifelong.core.encoding import place
 from lifelong.core.life import Life
 from lifelong.core.matrix import AccuracyMatrix, GeneralSet
 from lifelong.core.stream import EvalSet, Stream
@@ -47,6 +48,13 @@ def judge(model: Any, each: EvalSet, labels: Sequence[str]) -> tuple[dict[str, A
             answers = each.objective.answer(each.rows, model, labels)
     finally:
         model.network.train(training)
+    for number, answer in enumerate(answers):
+        if math.isnan(answer.log_likelihood):
+            raise UserError(
+                f"evaluation set {each.name}, {place(each.rows[number], number)}: the model's answer has the "
+                "likelihood nan, so the model has diverged. Lower the learning rate; what earlier stages "
+                "learned is kept."
+            )
     value = each.metric.value(answers)
     scores = each.metric.scores(answers)
     by_tokens = each.metric.unit == ""  # perplexity: rows weigh by their tokens

@@ -43,7 +43,8 @@ def locate(name: str, revision: str | None, gguf_file: str | None, allow_pickle:
             return Place(str(path), True, {})
         return _dense(path / gguf_file)
     if _is_path(name):
-        near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = nearest(path.name, [p.name for p in beside if p.is_dir() or p.suffix == ".gguf"])
         raise UserError(f"model: no folder {name}.{near}")
     if gguf_file is not None:
         from transformers.utils import cached_file
