@@ -90,8 +90,7 @@ def _one_seed(chosen: RunConfig | None) -> int:
     if chosen is None:
         return 0
     if len(chosen.all_seeds) > 1:
-        raise UserError(f"`seeds` names several ({list(chosen.all_seeds)}), and this is one run: give `seed`, or "
-                        "call lifelong.run once for each.")  # fmt: skip
+        raise UserError(f"`seeds` names several: {list(chosen.all_seeds)}; give `seed`, one for each run.")
     return chosen.all_seeds[0]
 
 
@@ -165,16 +164,16 @@ def check_objectives(stream: Stream, methods: Methods) -> None:
         packs = any(part.objective.packed_tokens is not None for part in (stage.parts or (stage,)))
         if methods.replay is not None and methods.replay.keep == "text" and packs:
             raise UserError(
-                f"stage {stage.name}: rows are packed into blocks, so the memory cannot keep them as text. Set "
-                "the memory's keep to tokens, or the objective's pack to false."
+                f"stage {stage.name}: rows are packed into blocks, so the memory cannot keep them as text. "
+                "Set the memory's keep to tokens, or the objective's pack to false."
             )
         if not stage.objective.hides_old_labels:
             continue
         for penalty in methods.penalties:
             if penalty.needs_outputs:
                 raise UserError(
-                    f"stage {stage.name}: {snake(penalty)} compares answers for old labels, which the objective "
-                    "hides on new rows (mask_old). Set mask_old to false, or leave the penalty out."
+                    f"stage {stage.name}: {snake(penalty)} compares answers for old labels, which the "
+                    "objective hides on new rows (mask_old). Set mask_old to false, or leave the penalty out."
                 )
 
 

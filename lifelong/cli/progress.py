@@ -46,7 +46,9 @@ def _bar() -> Progress:
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
         TextColumn("{task.fields[note]}"),
     )
-    return Progress(*columns, console=Console(stderr=True, highlight=False), refresh_per_second=8, transient=True)
+    return Progress(
+        *columns, console=Console(stderr=True, highlight=False), refresh_per_second=8, transient=True
+    )
 
 
 class _Live:

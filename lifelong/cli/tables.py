@@ -65,8 +65,10 @@ def _notes(run: dict[str, Any]) -> list[str]:
     for cost in run["costs"]:
         if cost.get("truncated_rows"):
             rows = stages.get(cost["name"], sum(stages.values()))
-            found.append(f"{name}, stage {cost['name']}: {cost['truncated_rows']} of {rows} training rows are "
-                         "longer than the model's window and were cut to fit.")  # fmt: skip
+            found.append(
+                f"{name}, stage {cost['name']}: {cost['truncated_rows']} of {rows} training rows are longer "
+                "than the model's window and were cut to fit."
+            )
     if not run["summary"].get("finished"):
         found.append(
             f"{name} is not finished; the command that began it goes on, and the figures change then."

@@ -115,9 +115,9 @@ def train_stage(
         if not math.isfinite(loss + sum(penalties.values())):
             terms = "".join(f", {name} {value}" for name, value in penalties.items())
             raise UserError(
-                f"stage {stage.name}, step {life.step + 1}: the loss is not finite (loss {loss}{terms}) on the "
-                f"rows {life.where(rows)}. Lower the learning rate, or look at these rows. All that was saved "
-                f"before is kept in {folder.path}."
+                f"stage {stage.name}, step {life.step + 1}: the loss is not finite (loss {loss}{terms}) on "
+                f"the rows {life.where(rows)}. Lower the learning rate, or look at these rows. All that was "
+                f"saved before is kept in {folder.path}."
             )
         life.update(rate)
         if first_visit:

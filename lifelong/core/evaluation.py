@@ -33,9 +33,9 @@ def candidates(stream: Stream, each: EvalSet, row: int) -> tuple[str, ...]:
     """Labels that an answer is chosen from, after `row` stages."""
     if not each.labels or stream.candidates == "task":
         return each.labels
-    known = stream.labels(row) if stream.candidates == "seen" else stream.labels()
-    if not set(known) & set(each.labels):  # a general set with labels of its own
+    if any(each is general for general in stream.general):  # labels of its own, never taught
         return each.labels
+    known = stream.labels(row) if stream.candidates == "seen" else stream.labels()
     return tuple(dict.fromkeys((*known, *each.labels)))
 
 

@@ -54,9 +54,7 @@ def test_run_by_name_export_and_load(project, saved_model):
     assert run.folder == Path("out")
     ll.export(run.folder, "exported")
     ll.export(run.folder, "adapter", adapter=True)
-    logits = [
-        ll.load(each).network.eval()(input_ids=TEXT).logits for each in ("out", "exported", "adapter")
-    ]
+    logits = [ll.load(each).network.eval()(input_ids=TEXT).logits for each in ("out", "exported", "adapter")]
     torch.testing.assert_close(logits[0], logits[1], rtol=0, atol=0)
     torch.testing.assert_close(logits[0], logits[2], rtol=0, atol=2e-6)
     found = ll.judge("exported", "stream.yaml")
@@ -115,9 +113,9 @@ def test_every_public_name_exists():
 # parts alone ----------------------------------------------------------------------------------
 
 
-def learn(network, params, steps=3, term=lambda: None):
+def learn(network, params, steps=5, term=lambda: None):
     """A training loop of one's own."""
-    optimizer = torch.optim.SGD(params, lr=0.5)
+    optimizer = torch.optim.SGD(params, lr=0.1)
     for _ in range(steps):
         loss = network(input_ids=TEXT, labels=TEXT).loss
         extra = term()
@@ -159,7 +157,7 @@ def test_penalty_alone():
         learn(network, params.values(), term=lambda: penalty.loss(context, state))
         return sum((params[n] - anchor[n]).square().sum().item() for n in params)
 
-    assert drift(1.0) < 0.5 * drift(0.0)
+    assert drift(5.0) < 0.5 * drift(0.0)
 
 
 def test_penalty_that_measures_alone():

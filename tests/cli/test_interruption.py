@@ -22,7 +22,9 @@ COMMAND = (
 def learned(folder):
     """Everything that must not depend on interruptions: weights to the bit, figures, losses."""
     weights = {p.parent.parent.name: p.read_bytes() for p in folder.glob("stages/*/checkpoint/*.safetensors")}
-    figures = {p.parent.name: json.loads(p.read_text())["sets"] for p in folder.glob("stages/*/evaluation.json")}
+    figures = {
+        p.parent.name: json.loads(p.read_text())["sets"] for p in folder.glob("stages/*/evaluation.json")
+    }
     answers = {p.parent.name: p.read_text() for p in folder.glob("stages/*/answers.jsonl")}
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     losses = [(each["stage"], each["step"], each["loss"]) for each in log]

@@ -263,9 +263,12 @@ def test_full_disk(lifelong, project, monkeypatch, moment):
 def test_full_file_system(lifelong, project, tmp_path):
     place = tmp_path / "small"
     place.mkdir()
-    mounted = os.geteuid() == 0 and not subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", place], capture_output=True
-    ).returncode
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", place], capture_output=True
+        ).returncode
+    )
     if not mounted:
         pytest.skip("needs the right to mount a small file system")
     try:
