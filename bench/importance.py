@@ -73,12 +73,12 @@ def context_of(model: Model, rows: list[Row], objective: Objective, tuner: Tuner
 def compare(
     settings: Settings, context: Context, sizes: tuple[int, ...], name: str, precision: str, apart: float
 ) -> list[Figure]:
-    count = min(len(context.examples), settings.repeats(16, 64))
+    count = min(len(context.examples), settings.repeats(8, 64))
     workers: dict[str, Worker] = {f"ours {size}": worker(context, lambda c, size=size: ours(c, count, size), count)
                                   for size in sizes}  # fmt: skip
     workers["one by one"] = worker(context, lambda c: one_by_one(c, count), count)
     workers["one forward"] = worker(context, lambda c: one_forward(c, count, sizes[0]), count)
-    blocks = in_turns(workers, 1, settings.repeats(2, 5))
+    blocks = in_turns(workers, 1, settings.repeats(1, 5))
     tokens = sum(map(context.objective.length, context.examples[:count])) / count
     passes = 4 if any("lora" in n for n in context.params) else 6
     work = passes * linear_weights(context.model.network) * tokens
@@ -161,7 +161,7 @@ def zeros(context: Context) -> dict[str, Tensor]:
 
 def deviation(context: Context, settings: Settings) -> float:
     """Of all examples, so that no draw enters; the worst parameter."""
-    count = len(context.examples) if not settings.quick else min(16, len(context.examples))
+    count = min(len(context.examples), settings.repeats(8, 64))
     context.examples = context.examples[:count]
     made, plain = ours(context, count, Ewc().batch_size), one_by_one(context, count)
     return max(float((made[n] - plain[n]).norm() / plain[n].norm().clamp(min=1e-30)) for n in plain)

@@ -8,6 +8,7 @@ from typing import Any
 from lifelong.core import discover
 from lifelong.errors import UserError, nearest
 from lifelong.store.run import read_run
+from lifelong.streams import plain_yaml
 
 QUESTIONS = {
     "objectives": "what a step minimises",
@@ -137,12 +138,26 @@ def as_plain(each: discover.Description) -> dict[str, Any]:
 def method_page(each: discover.Description) -> str:
     """The help page of one method, from its source."""
     lines = [f"{each.id} ({each.axis})", "", each.document, "", f"paper     {each.paper or '-'}",
-             f"cost      {each.cost or '-'}", "", "settings"]  # fmt: skip
-    settings = [(f"{f.name} = {f.default}", limits(f.annotation), f.note) for f in each.fields]
-    widths = [max((len(row[i]) for row in settings), default=0) for i in (0, 1)]
-    lines += [f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in settings] or ["  none"]
+             f"cost      {each.cost or '-'}", ""]  # fmt: skip
+    lines += _parts(each.id) if each.axis == "recipes" else _settings(each)
     lines += ["", "verified", *(f"  {fact}" for fact in each.verified or ("-",))]
     return "\n".join(lines)
+
+
+def _parts(name: str) -> list[str]:
+    """The methods of a recipe, and how to change one."""
+    content = plain_yaml.read(discover.PACKAGE / "recipes" / f"{name}.yaml")
+    parts = [each if isinstance(each, dict) else {each: None} for each in content["methods"]]
+    found = [(key, json.dumps(own or {}).replace('"', "")) for each in parts for key, own in each.items()]
+    change = f"method={{{name}: {{{found[0][0]}: {{setting: value}}}}}}"
+    return ["made of", *(f"  {key}: {own}" for key, own in found), f"  to change a part: {change}"]
+
+
+def _settings(each: discover.Description) -> list[str]:
+    settings = [(f"{f.name} = {f.default}", limits(f.annotation), f.note) for f in each.fields]
+    widths = [max((len(row[i]) for row in settings), default=0) for i in (0, 1)]
+    lines = [f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in settings]
+    return ["settings", *(lines or ["  none"])]
 
 
 def limits(annotation: str) -> str:

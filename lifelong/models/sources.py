@@ -119,9 +119,7 @@ class plain_errors:
         text = text[:240].rstrip(".")
         if self.local:
             raise UserError(f"model: {self.name} cannot be read ({text}).") from None
-        near = (
-            "" if "/" in self.name else f" Or did you mean an embedded model?{nearest(self.name, EMBEDDED)}"
-        )
+        near = "" if "/" in self.name else nearest(self.name, EMBEDDED).replace("Known", "Embedded models")
         raise UserError(
             f"model: `{self.name}` is neither a folder here nor readable from the Hub ({text}).{near}"
         ) from None

@@ -193,6 +193,34 @@ def test_folder_that_is_no_run(lifelong, project):
     assert Path("out/thesis.tex").read_text() == "years of work"
 
 
+def test_folder_of_a_model(lifelong, project, saved_model):
+    shutil.copytree(saved_model, "model")
+    before = contents(Path("model"))
+    refused(lifelong("run", "stream.yaml", "output=model"), "model is no run folder", "something else")
+    refused(lifelong("report", "model"), "model is no run folder")
+    refused(lifelong("export", "model", "exported"), "model is no run folder")
+    assert contents(Path("model")) == before
+
+
+@pytest.mark.parametrize("name", ["config.json", "stages/001-sky/evaluation.json"])
+def test_damaged_record(lifelong, project, name):
+    """A file that is not JSON any more is named; the advice given leads to a finished run."""
+    assert lifelong("run", "stream.yaml").status == 0
+    good = contents(Path("out/stages"))
+    Path("out", name).write_text("{")
+    message = refused(lifelong("run", "stream.yaml"), f"out/{name} is damaged", "remove the folder")
+    assert "remove the folder " + str(Path("out", name).parent) in message
+    refused(lifelong("report", "out"), f"out/{name} is damaged")
+    shutil.rmtree(Path("out", name).parent)
+    if Path("out").exists():
+        refused(lifelong("run", "stream.yaml"), "001-sky has lost its evaluation", "all later stages")
+        shutil.rmtree("out/stages/002-farm")
+    assert lifelong("run", "stream.yaml").status == 0
+    for path in good:
+        if path.name in ("answers.jsonl", "state.safetensors"):
+            assert path.read_bytes() == good[path]
+
+
 def _hold(folder, ready, leave):
     with_lock = files.Lock(folder)
     ready.set()

@@ -91,11 +91,16 @@ def test_json_of_a_mistake(lifelong, project):
     assert said.status == 2 and said.out == "" and said.err.startswith("error: ")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["methods"], ["methods", "ewc"], ["report"],
-                                   ["run", "stream.yaml", "epoch=1"]], ids=" ".join)  # fmt: skip
+LIGHT = (
+    ["--help"], ["run", "--help"], ["methods"], ["methods", "ewc"], ["methods", "o_lora_replay"], ["report"],
+    ["report", "--json"], ["run", "stream.yaml", "epoch=1"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", LIGHT, ids=" ".join)
 def test_no_torch(project, finished, words):
     """A light verb, and a mistake in the stream file, are answered without torch and transformers."""
-    words = [*words, str(finished)] if words == ["report"] else words
+    words = [*words, str(finished)] if words[0] == "report" else words
     program = (
         "import sys\nfrom lifelong.cli.main import main\n"
         f"sys.argv = {['lifelong', *words]!r}\n"

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import yaml
+from conftest import save
 
 from lifelong.core import discover
 from lifelong.models import pretrained
@@ -141,6 +143,23 @@ def test_eval_equals_the_run(lifelong, project, finished):
             assert mine["value"] == pytest.approx(theirs["value"], rel=1e-5), (model, mine["name"])
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "bert", "t5"])
+@pytest.mark.parametrize("method", ["full", "o_lora"])
+def test_any_architecture_leaves_by_the_same_door(lifelong, project, architecture, method):
+    """run, export, eval: the exported folder answers as the run did, for every kind of text model."""
+    save(tiny.model(architecture), Path("model"))
+    words = ["model=./model", f"method={method}"]
+    if architecture == "bert":
+        words += ["general=[]"]  # an encoder writes no prose
+    assert lifelong("run", "stream.yaml", *words).status == 0
+    assert lifelong("export", "out", "whole").status == 0
+    said = lifelong("eval", "whole", "stream.yaml", "--json", *words)
+    assert said.status == 0, said.err
+    for mine, theirs in zip(json.loads(said.out), figures(Path("out"), "002-farm"), strict=True):
+        assert mine["name"] == theirs["name"]
+        assert mine["value"] == pytest.approx(theirs["value"], rel=1e-5)
+
+
 def test_eval_of_an_earlier_stage_and_of_a_plain_folder(lifelong, project, finished, saved_model):
     for words, row in (((finished, "--stage", "sky"), "001-sky"), ((saved_model,), "000-untrained")):
         said = lifelong("eval", words[0], "stream.yaml", "--json", *words[1:])
@@ -209,6 +228,15 @@ def test_page_of_a_method(lifelong):
                   "one of 'empirical', 'true'", "verified"):  # fmt: skip
         assert words in page
     assert "> 0 " in lifelong("methods", "lora").out
+
+
+def test_page_of_a_recipe_can_be_followed(lifelong, project):
+    page = lifelong("methods", "o_lora_replay").out
+    assert "made of\n  o_lora: {rank: 8}\n  orthogonal: {strength: " in page
+    change = page.partition("to change a part: ")[2].splitlines()[0]
+    said = lifelong("run", "stream.yaml", change.replace("setting: value", "rank: 2"))
+    assert said.status == 0, said.err
+    assert json.loads(Path("out/config.json").read_text())["methods"][0]["settings"]["rank"] == 2
 
 
 @pytest.mark.parametrize("each", discover.describe_all(), ids=lambda each: each.id)
