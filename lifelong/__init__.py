@@ -18,6 +18,8 @@ _WHERE = {
     "Run": "lifelong.launch",
     "load": "lifelong.models.restore",
     "export": "lifelong.models.export",
+    "wrap": "lifelong.models.parts",
+    "context": "lifelong.models.parts",
     "Context": "lifelong.core.axes",
     "Model": "lifelong.core.model",
     "Stage": "lifelong.core.stream",
@@ -29,8 +31,8 @@ _WHERE = {
     "UserError": "lifelong.errors",
 }
 _AXES = (
-    "objectives", "tuners", "penalties", "replay", "mixing", "mergers", "analytic", "schedules", "diagnostics",
-    "metrics", "numerics",
+    "objectives", "tuners", "penalties", "replay", "mixing", "mergers", "analytic", "schedules",
+    "diagnostics", "metrics", "numerics",
 )  # fmt: skip
 
 __all__ = ["__version__", *_WHERE, *_AXES]

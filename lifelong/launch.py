@@ -4,6 +4,7 @@ import copy
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def run(
 
     `model` is a loaded model or a name that `load` takes; `stream` a stream object, a stream file
     or its content, whose relative paths start at `folder` (default: where the file is); `methods`
-    method objects, or a recipe's name (default: what the file says).
+    method objects, or a recipe's name (default: what the file says). A `model` given here takes the
+    place of the one that the file names. What can be refused without the weights is refused first.
     """
     chosen = _as_config(stream, model)
     if methods is None:
@@ -65,20 +67,31 @@ def run(
         methods = build.methods([{methods: {}}])
     elif not isinstance(methods, Methods):
         methods = compose(methods, build.default_tuner())
-    seed = seed if seed is not None else (chosen.all_seeds[0] if chosen else 0)
-    if isinstance(model, str):
-        model = load_model(chosen) if chosen else pretrained.load(model)
-    if isinstance(stream, Stream):
-        precision, record = "float32", {}
-    else:
+    seed = _one_seed(chosen) if seed is None else seed
+    if chosen is not None:
         if folder is None:
             folder = Path(stream).parent if isinstance(stream, (str, Path)) else Path()
         stream = build.stream(chosen, folder)
-        precision, record = compute.precision(chosen.precision, model.device), chosen.resolved()
+    if methods.stream == "joint":
+        stream = joined(stream)
+    check_objectives(stream, methods)
+    if isinstance(model, str):
+        model = load_model(chosen) if chosen else pretrained.load(model)
+    record = {} if chosen is None else chosen.resolved()
+    if chosen is not None:
         compute.set_attention(model, chosen.attention, stream)
-    settings = replace(settings or Settings(precision=precision), seed=seed)
+        settings = settings or settings_of(chosen)
+    settings = replace(settings or Settings(), seed=seed)
     target = Path(output or (record and record["output"]) or "runs/run")
     return execute(model, stream, methods, target, settings, record, listen)
+
+
+def _one_seed(chosen: RunConfig | None) -> int:
+    if chosen is None:
+        return 0
+    if len(chosen.all_seeds) > 1:
+        raise UserError(f"`seeds` names several: {list(chosen.all_seeds)}; give `seed`, one for each run.")
+    return chosen.all_seeds[0]
 
 
 def run_config(chosen: RunConfig, folder: Path, listen: Listener = lambda event: None) -> list[Run]:
@@ -97,22 +110,24 @@ def judge(
     model: Model | str | Path,
     stream: RunConfig | str | Path | dict[str, Any],
     folder: str | Path | None = None,
+    stage: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Figures of `model` (a loaded one, a run folder, or a name) on the evaluation sets of a stream."""
+    """Figures of `model` (a loaded one, a run folder, or a name) on the evaluation sets of a stream.
+    `stage` names a stage of a run folder; default: the last one finished.
+    """
     chosen = _as_config(stream, model)
     if folder is None:
         folder = Path(stream).parent if isinstance(stream, (str, Path)) else Path()
-    if not isinstance(model, Model):
-        model = restore.load(model)
     built = build.stream(chosen, folder)
+    if not isinstance(model, Model):
+        model = restore.load(model, stage)
     compute.set_attention(model, chosen.attention, built)
     return judge_stream(model, built, compute.precision(chosen.precision, model.device))
 
 
 def settings_of(chosen: RunConfig) -> Settings:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return Settings(
-        precision=compute.precision(chosen.precision, device),
+        precision=compute.precision(chosen.precision, compute.device()),
         checkpoint_seconds=chosen.checkpoint_seconds,
         keep_checkpoints=chosen.keep_checkpoints,
         trackers=tuple(chosen.trackers),
@@ -129,9 +144,6 @@ def execute(
     record: dict[str, Any], listen: Listener,
 ) -> Run:  # fmt: skip
     """One run in one folder: the sequence, the joint bound, or one fresh model per task."""
-    if methods.stream == "joint":
-        stream = joined(stream)
-    check_objectives(stream, methods)
     names = [PER_TASK] if methods.stream == PER_TASK else [stage.name for stage in stream.stages]
     about = describe(model, stream, methods, settings, record)
     folder = RunFolder(output, about, names, keep=settings.keep_checkpoints)
@@ -152,16 +164,16 @@ def check_objectives(stream: Stream, methods: Methods) -> None:
         packs = any(part.objective.packed_tokens is not None for part in (stage.parts or (stage,)))
         if methods.replay is not None and methods.replay.keep == "text" and packs:
             raise UserError(
-                f"stage {stage.name}: rows are packed into blocks, so the memory cannot keep them as text. Set "
-                "the memory's keep to tokens, or the objective's pack to false."
+                f"stage {stage.name}: rows are packed into blocks, so the memory cannot keep them as text. "
+                "Set the memory's keep to tokens, or the objective's pack to false."
             )
         if not stage.objective.hides_old_labels:
             continue
         for penalty in methods.penalties:
             if penalty.needs_outputs:
                 raise UserError(
-                    f"stage {stage.name}: {snake(penalty)} compares answers for old labels, which the objective "
-                    "hides on new rows (mask_old). Set mask_old to false, or leave the penalty out."
+                    f"stage {stage.name}: {snake(penalty)} compares answers for old labels, which the "
+                    "objective hides on new rows (mask_old). Set mask_old to false, or leave the penalty out."
                 )
 
 
@@ -175,7 +187,8 @@ def _per_task(
     for index, stage in enumerate(stream.stages):
         part = replace(stream, stages=(stage,))
         fresh = replace(model, network=copy.deepcopy(model.network))
-        made = execute(fresh, part, alone, folder.path / PER_TASK / stage.name, settings, record, listen)
+        there = folder.path / PER_TASK / stage.name
+        made = execute(fresh, part, alone, there, settings, record, partial(_renumbered, listen, index))
         parts = sorted((made.folder / "stages").iterdir())
         for row in (0, 1):
             sets = read_json(parts[row] / "evaluation.json")["sets"]
@@ -185,10 +198,8 @@ def _per_task(
         costs.append(read_json(parts[1] / "cost.json"))
     for row in (0, 1):
         folder.write(row, "evaluation.json", {"stage": PER_TASK if row else None, "sets": rows[row]})
-    total = {
-        k: sum(c[k] for c in costs)
-        for k in ("seconds", "evaluation_seconds", "tokens", "pad_tokens", "steps")
-    }
+    summed = ("seconds", "evaluation_seconds", "tokens", "pad_tokens", "steps", "truncated_rows")
+    total = {k: sum(c[k] for c in costs) for k in summed}
     peak = max(c["peak_memory_bytes"] for c in costs)
     kept = {k: sum(c[k] for c in costs) for k in ("state_bytes", "memory_bytes")}
     rate = total["tokens"] / max(total["seconds"], 1e-9)
@@ -198,6 +209,11 @@ def _per_task(
         {"name": PER_TASK, **total, "tokens_per_second": rate, "peak_memory_bytes": peak, **kept},
     )
     return evaluation.summarise(joined(stream), folder)
+
+
+def _renumbered(listen: Listener, index: int, event: engine.Event) -> None:
+    """Every part of a per-task run counts its only stage as the first."""
+    listen(event._replace(stage=event.stage and index + 1))
 
 
 def describe(
@@ -270,15 +286,12 @@ def environment(settings: Settings, model: Model) -> dict[str, Any]:
 def _as_config(stream: Any, model: Any) -> RunConfig | None:
     if isinstance(stream, Stream):
         return None
-    if isinstance(stream, RunConfig):
-        return stream
-    if isinstance(stream, (str, Path)):
-        return config.read(stream)
+    name = model.name if isinstance(model, Model) else str(model)
     if isinstance(stream, dict):
-        defaults = {
-            "name": "run",
-            "method": "sequential",
-            "model": model if isinstance(model, str) else model.name,
-        }
-        return config.parse(defaults | stream, "stream")
+        stream = config.parse({"name": "run", "method": "sequential", "model": name} | stream, "stream")
+    elif isinstance(stream, (str, Path)):
+        stream = config.read(stream)
+    if isinstance(stream, RunConfig):
+        other = stream.model.name != name
+        return stream.model_copy(update={"model": config.ModelChoice(name=name)}) if other else stream
     raise UserError(f"stream must be a stream file, its content or a Stream; got {type(stream).__name__}.")

@@ -28,6 +28,13 @@ def constants(axis: str, name: str) -> dict[str, Any]:
     return found
 
 
+def recipe(name: str) -> tuple[str, list[tuple[str, dict[str, Any]]]]:
+    """(order of the stages, methods with their settings)."""
+    content = yaml.safe_load((discover.PACKAGE / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
+    parts = [part if isinstance(part, dict) else {part: {}} for part in content["methods"]]
+    return content["stream"], [item for part in parts for item in part.items()]
+
+
 def fits(tuner: str, penalty: str) -> bool:
     """Do they work together? (What core.composition checks when a run is put together.)"""
     offers, needs = constants("tuners", tuner), constants("penalties", penalty)
@@ -69,51 +76,49 @@ def stream_example(each: Description) -> str:
     mine, entry = f"name: with-{each.id.replace('_', '-')}\nmodel: smollm2\n", in_yaml(each.id, chosen(each))
     embedded = "stages: embedded\ngeneral: embedded\n"
     if each.axis == "recipes":
-        content = yaml.safe_load((discover.PACKAGE / "recipes" / f"{each.id}.yaml").read_text())
-        parts = [part for part in content["methods"] if isinstance(part, dict)][:1]
-        changed = [f"{each.id}: {{{in_yaml(*item)}}}" for part in parts for item in part.items()]
+        changed = [f"{each.id}: {{{in_yaml(*part)}}}" for part in recipe(each.id)[1] if part[1]][:1]
         method = f"method:\n  {changed[0]}\n" if changed else f"method: {each.id}\n"
         return f"{mine}{method}defaults: {{epochs: 1}}\n{embedded}"
     if each.axis == "schedules":
         return f"{mine}method: sequential\ndefaults:\n  epochs: 1\n  schedule:\n    {entry}\n{embedded}"
     if each.axis in ("objectives", "metrics"):
-        judge = f"    eval:\n      path: data/first.test.jsonl\n      metric: {entry}\n"
-        aim = f"    eval: data/first.test.jsonl\n    objective:\n      {entry}\n"
-        return (f"{mine}method: sequential\ndefaults: {{epochs: 1}}\nstages:\n  - name: first\n"
-                f"    train: data/first.train.jsonl\n{aim if each.axis == 'objectives' else judge}")  # fmt: skip
+        test = "data/first.test.jsonl"
+        metric = f"{{{entry}}}" if each.fields else each.id
+        judged = f"    eval:\n      path: {test}\n      metric: {metric}\n"
+        trained = f"    eval: {test}\n    objective:\n      {entry}\n"
+        stage = "stages:\n  - name: first\n    train: data/first.train.jsonl\n"
+        rest = trained if each.axis == "objectives" else judged
+        return f"{mine}method: sequential\ndefaults: {{epochs: 1}}\n{stage}{rest}"
     listed = "".join(f"  - {name}\n" for name in (*companions(each), entry))
     return f"{mine}method:\n{listed}defaults: {{epochs: 1}}\n{embedded}"
 
 
 def python_example(each: Description) -> str:
-    made, known = in_python(each) if each.axis != "recipes" else f'"{each.id}"', constants
+    """A program that makes the method and uses it."""
+    return "import lifelong as ll\n" + _body(each)
+
+
+def _body(each: Description) -> str:
+    if each.axis == "recipes":
+        return RUN.format(methods=f'"{each.id}"')
+    about, made = constants(each.axis, each.id), in_python(each)
     if each.axis == "objectives":
-        about = known(each.axis, each.id)
         row = {column: f"a {column}" for column in about["columns"][0]}
-        if "messages" in row:
-            row["messages"] = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
-        return OBJECTIVE.format(made=made, row=json.dumps(row), metric=camel(about.get("metric", "accuracy")))
+        return OBJECTIVE.format(made=made, row=json.dumps(row), metric=camel(about["metric"]))
     if each.axis == "schedules":
         return SCHEDULE.format(made=made)
     if each.axis == "metrics":
-        answers = known(each.axis, each.id)["base"] == "AnswerMetric"
-        return (ANSWER if answers else MATRIX).format(made=made, id=each.id)
-    if each.axis == "recipes":
-        return RUN.format(methods=made)
+        return (ANSWER if about["base"] == "AnswerMetric" else MATRIX).format(made=made, id=each.id)
     beside = [f"ll.tuners.{camel(name)}()" for name in companions(each)]
     text = RUN.format(methods=f"[{', '.join((*beside, made))}]")
     return text + (MEMORY.format(made=made) if each.axis == "replay" else "")
 
 
-HEAD = "import lifelong as ll\n"
-RUN = (
-    HEAD
-    + """
+RUN = """
 methods = {methods}
 run = ll.run("smollm2", "stream.yaml", methods=methods, output="runs/example")
 print(run.matrix.average_accuracy, run.matrix.forgetting)
 """
-)
 MEMORY = """
 # in a loop of your own
 memory = {made}
@@ -121,17 +126,12 @@ state = memory.init(seed=0)
 state = memory.add(state, [{{"stage": 0, "row": {{"text": "a row of the first stage"}}}}])
 again = memory.pick(state, num_rows=4, stage=1, step=0)
 """
-SCHEDULE = (
-    HEAD
-    + """from lifelong.core.axes import Progress
+SCHEDULE = """from lifelong.core.axes import Progress
 
 schedule = {made}
 factors = [schedule.scale(Progress(step, num_steps=10)) for step in range(10)]
 """
-)
-OBJECTIVE = (
-    HEAD
-    + """
+OBJECTIVE = """
 objective = {made}
 rows = [{row}]
 judge = ll.EvalSet(name="first", rows=rows, objective=objective, metric=ll.metrics.{metric}())
@@ -144,10 +144,7 @@ stage = ll.Stage(
     optimization=ll.Optimization(schedule=ll.schedules.Linear()),
 )
 """
-)
-ANSWER = (
-    HEAD
-    + """from lifelong.core.axes import Answer
+ANSWER = """from lifelong.core.axes import Answer
 
 answers = [
     Answer(prediction="in Rome", references=("in Rome", "Rome"), log_likelihood=-1.5, tokens=2),
@@ -155,10 +152,7 @@ answers = [
 ]
 print({made}.value(answers))
 """
-)
-MATRIX = (
-    HEAD
-    + """from lifelong.core.matrix import GeneralSet
+MATRIX = """from lifelong.core.matrix import GeneralSet
 
 matrix = ll.AccuracyMatrix(
     columns=("first", "second"),
@@ -170,4 +164,3 @@ matrix = ll.AccuracyMatrix(
 )
 print(matrix.{id}, {made}.value(matrix))  # twice the same
 """
-)

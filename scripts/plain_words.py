@@ -2,6 +2,7 @@
 
 import json
 import types
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from lifelong.core.discover import Field
@@ -10,19 +11,20 @@ from lifelong.core.settings import Range
 TYPES = {float: "number", int: "whole number", str: "text", bool: "true or false", type(None): "null"}
 
 
-def plain_type(hint: Any) -> str:
-    """`Annotated[float, Range(0)] | None` as "number or null"."""
+def plain_type(hint: Any, names: Sequence[tuple[Any, str]] = ()) -> str:
+    """`Annotated[float, Range(0)] | None` as "number, or null"; `names` are words for types of one's own."""
+    known = [words for each, words in names if each == hint]
+    if known:
+        return known[0]
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return plain_type(inner[0])
+        return plain_type(inner[0], names)
     if origin is Literal:
         return "one of " + ", ".join(f"`{each}`" for each in inner)
     if origin in (Union, types.UnionType):
-        return " or ".join(map(plain_type, inner))
+        return ", or ".join(plain_type(each, names) for each in inner)
     if origin in (tuple, list):
-        return f"list: {plain_type(inner[0])}"
-    if origin is dict:
-        return "mapping"
+        return f"list of {plain_type(inner[0], names)}"
     return TYPES.get(hint, "mapping")
 
 

@@ -11,10 +11,13 @@ import argparse
 import ast
 import re
 import sys
+import textwrap
+import tomllib
 from collections.abc import Callable, Mapping
+from itertools import groupby, takewhile
 from pathlib import Path
 
-from method_examples import constants, fits, in_yaml, python_example, stream_example
+from method_examples import constants, fits, in_yaml, python_example, recipe, stream_example
 from plain_words import hint_of, plain_range, plain_type, plain_value
 
 from lifelong.core import discover
@@ -33,6 +36,7 @@ AXES = {  # axis: (what one of it is called, the question that it answers)
     "recipes": ("recipe", "Which methods go together?"),
 }
 CONTRACTS = ("Objective", "Tuner", "Penalty", "Replay", "Schedule", "AnswerMetric", "MatrixMetric")
+COMPUTED = "Nothing to write: it is computed for every run and stands in the report and in `summary.json`."
 LINKS = (
     (r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)"),
     (r"doi:(10\.[^\s,;)]+)", r"[doi:\1](https://doi.org/\1)"),
@@ -69,34 +73,24 @@ def _links(names: list[str]) -> str:
 
 def prose(document: str) -> str:
     """A docstring as Markdown: indented lines and paragraphs of equations become code."""
-    lines: list[str] = []
-    code = False
+    parts = []
     for paragraph in document.split("\n\n"):
-        block = paragraph.split("\n")
-        equations = all(re.match(r"[\w()]+ (=|<-) ", line) for line in block)
-        for line in block:
-            wanted = equations or line.startswith("    ")
-            if wanted != code:
-                lines += ["```text"] if wanted else ["```", ""]
-                if wanted and lines[-2:-1] not in ([], [""]):
-                    lines.insert(-1, "")
-                code = wanted
-            lines.append(line.removeprefix("    ") if wanted else re.sub(r"([*<])", r"\\\1", line))
-        if code:
-            lines.append("```")
-            code = False
-        lines.append("")
-    return "\n".join(lines).strip()
+        lines = paragraph.split("\n")
+        equations = all(re.match(r"[\w()]+ (=|<-) ", line) for line in lines)
+        for code, group in groupby(lines, lambda line, all_=equations: all_ or line.startswith("    ")):
+            text = textwrap.dedent("\n".join(group))
+            parts.append(f"```text\n{text}\n```" if code else re.sub(r"([*<])", r"\\\1", text))
+    return "\n\n".join(parts)
 
 
 def settings_table(each: Description) -> str:
     if each.axis == "recipes":
-        content = yaml.safe_load((discover.PACKAGE / "recipes" / f"{each.id}.yaml").read_text())
-        parts = [(part, {}) if isinstance(part, str) else next(iter(part.items()))
-                 for part in content["methods"]]  # fmt: skip
+        order, parts = recipe(each.id)
         listed = ", ".join(f"[{name}]({name}.md) (`{in_yaml(name, own)}`)" for name, own in parts)
-        return (f"Order of the stages: `{content['stream']}`. Methods: {listed}. A setting of a part is changed "
-                "under the recipe's name.")  # fmt: skip
+        return (
+            f"Order of the stages: `{order}`. Methods: {listed}. "
+            "A setting of a part is changed under the recipe's name."
+        )
     if not each.fields:
         return "None."
     rows = ["| setting | type | default | range | meaning |", "|---|---|---|---|---|"]
@@ -110,14 +104,13 @@ def settings_table(each: Description) -> str:
 
 def page(each: Description) -> str:
     kind, question = AXES[each.axis]
-    ending = "yaml" if each.axis == "recipes" else "py"
+    source = f"lifelong/{each.axis}/{each.id}.{'yaml' if each.axis == 'recipes' else 'py'}"
     verified = "\n".join(f"- {fact}" for fact in each.verified)
     matrix = each.axis == "metrics" and constants(each.axis, each.id)["base"] == "MatrixMetric"
-    stream = ("Nothing to write: it is computed for every run, and stands in the report and in `summary.json`."
-              if matrix else f"```yaml\n{stream_example(each)}```")  # fmt: skip
+    stream = COMPUTED if matrix else f"```yaml\n{stream_example(each)}```"
     about = "" if each.axis == "recipes" else f"## What it does\n\n{prose(each.document)}\n\n"
     extra = partners(each)
-    return f"""<!-- Written by scripts/write_docs.py from lifelong/{each.axis}/{each.id}.{ending}: do not edit. -->
+    return f"""<!-- Written by scripts/write_docs.py from {source}: do not edit. -->
 # {each.id}
 
 {each.summary}
@@ -175,9 +168,12 @@ def contracts() -> str:
         if not isinstance(cls, ast.ClassDef) or cls.name not in CONTRACTS:
             continue
         found += ["", f"class {cls.name}({ast.unparse(cls.bases[0])}):"]
+        fields = [node for node in cls.body if isinstance(node, ast.AnnAssign)]
+        for node in fields:
+            rest = takewhile(lambda line: line.strip().startswith("#"), lines[node.end_lineno :])
+            found += [*lines[node.lineno - 1 : node.end_lineno], *rest]
+        found += [""] if fields else []
         for node in cls.body:
-            if isinstance(node, ast.AnnAssign):
-                found += lines[node.lineno - 1 : node.end_lineno]
             if isinstance(node, ast.FunctionDef):
                 found += [f"    @{ast.unparse(each)}" for each in node.decorator_list]
                 returned = f" -> {ast.unparse(node.returns)}"
@@ -197,8 +193,22 @@ def formulas(base: str) -> str:
     return "\n".join(rows)
 
 
+def run_folder() -> str:
+    """The files of a run, from the docstring of the module that writes them."""
+    tree = ast.parse((discover.PACKAGE / "store" / "run.py").read_text(encoding="utf-8"))
+    lines = [line for line in ast.get_docstring(tree).splitlines() if line.startswith("    ")]
+    return "```text\n" + textwrap.dedent("\n".join(lines)) + "\n```"
+
+
+def layers() -> str:
+    """Who may import whom, from the contract that the linter checks."""
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = next(c for c in content["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
+    return "```text\n" + "\n".join(each.replace("lifelong.", "") for each in contract["layers"]) + "\n```"
+
+
 REGIONS: dict[str, dict[str, Callable[[], str]]] = {
-    "design.md": {"contracts": contracts},
+    "design.md": {"layers": layers, "contracts": contracts, "run folder": run_folder},
     "metrics.md": {
         "answer metrics": lambda: formulas("AnswerMetric"),
         "matrix metrics": lambda: formulas("MatrixMetric"),

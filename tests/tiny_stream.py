@@ -1,9 +1,11 @@
 """Small streams that tiny models learn in a second."""
 
+import json
 import random
 from dataclasses import replace
 
 import numpy as np
+import yaml
 
 from lifelong.core.stream import Budget, EvalSet, Optimization, Stage, Stream
 from lifelong.metrics.accuracy import Accuracy
@@ -64,3 +66,28 @@ def text_stream(count=12, **settings):
         judge = replace(stage.evals[0], metric=Perplexity(), labels=())
         stages.append(replace(stage, evals=(judge,), labels=()))
     return replace(made, stages=tuple(stages))
+
+
+def project(folder, model, names=("sky", "farm"), count=12, **settings):
+    """A folder as a user has it: stream.yaml and data files, for a model that is saved elsewhere."""
+    for name in names:
+        for part, number, seed in (("train", count, 0), ("test", 6, 1)):
+            write_rows(folder / f"{name}.{part}.jsonl", rows(name, number, seed))
+    write_rows(folder / "prose.jsonl", [{"text": row["text"]} for row in rows("city", 4, 2)])
+    content = {
+        "name": "small",
+        "model": str(model),
+        "output": "out",
+        "method": "sequential",
+        "precision": "float32",
+        "defaults": {"epochs": 1, "batch_size": 4, "learning_rate": 3e-3},
+        "stages": [{"name": n, "train": f"{n}.train.jsonl", "eval": f"{n}.test.jsonl"} for n in names],
+        "general": [{"name": "prose", "data": "prose.jsonl"}],
+    }
+    (folder / "stream.yaml").write_text(yaml.safe_dump(content | settings, sort_keys=False))
+    return folder
+
+
+def write_rows(path, made):
+    plain = ({key: value for key, value in row.items() if key != "__source__"} for row in made)
+    path.write_text("".join(json.dumps(row) + "\n" for row in plain))

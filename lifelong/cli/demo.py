@@ -14,7 +14,7 @@ def run_demo(output: Path, seed: int, as_json: bool) -> None:
     from rich.console import Console
 
     from lifelong import launch
-    from lifelong.cli.progress import watching
+    from lifelong.cli.progress import stage_names, watching
     from lifelong.cli.tables import print_runs
     from lifelong.report import write_report
     from lifelong.streams.builtin import demo
@@ -28,7 +28,7 @@ def run_demo(output: Path, seed: int, as_json: bool) -> None:
         console.print(f"[bold]{method}[/bold]  {meaning}")
         folder = output / f"{method}-seed{seed}"
         chosen = read(demo(), [f"method={method}", f"seed={seed}", f"output={folder}"])
-        with watching(quiet=as_json, title=method) as listen:
+        with watching(quiet=as_json, title=method, stages=stage_names(chosen)) as listen:
             launch.run_config(chosen, demo().parent, listen)
         folders.append(folder)
     page = write_report(folders, output / "report.html")

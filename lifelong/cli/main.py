@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -20,7 +22,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+OUT_OF_MEMORY = (
+    "out of memory; what was saved stays. Set micro_batch_size below batch_size: rows are then taken in "
+    "smaller groups, with the same result."
+)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Stage = Annotated[
+    str | None, typer.Option(help="Stage of a run folder, by name; default: the last one finished.")
+]
 Changes = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides, for example stages.0.epochs=2 method=o_lora_replay seed=3."),
@@ -37,7 +46,9 @@ def version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    show_version: Annotated[bool, typer.Option("--version", callback=version, is_eager=True)] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version and exit.")
+    ] = False,
 ) -> None:
     pass
 
@@ -76,11 +87,11 @@ def run(stream: Annotated[Path, typer.Argument(help="Stream file (YAML).")], cha
 
     chosen = read(stream, changes or [])
     from lifelong import launch
-    from lifelong.cli.progress import watching
+    from lifelong.cli.progress import stage_names, watching
     from lifelong.cli.tables import print_runs
     from lifelong.report import write_report
 
-    with watching(quiet=as_json) as listen:
+    with watching(quiet=as_json, stages=stage_names(chosen)) as listen:
         runs = launch.run_config(chosen, stream.parent, listen)
     output = Path(chosen.resolved()["output"])
     page = write_report([each.folder for each in runs], output / "report.html")
@@ -89,9 +100,10 @@ def run(stream: Annotated[Path, typer.Argument(help="Stream file (YAML).")], cha
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Run folder, stage of a run, model folder, or name.")],
+    model: Annotated[str, typer.Argument(help="Run folder, exported folder, model folder, or name.")],
     stream: Annotated[Path, typer.Argument(help="Stream file whose evaluation sets judge the model.")],
     changes: Changes = None,
+    stage: Stage = None,
     as_json: Json = False,
 ) -> None:
     """Judge a saved model on the evaluation sets of a stream."""
@@ -101,7 +113,7 @@ def evaluate(
     from lifelong import launch
     from lifelong.cli.tables import print_sets
 
-    print_sets(launch.judge(model, chosen, stream.parent), as_json)
+    print_sets(launch.judge(model, chosen, stream.parent, stage), as_json)
 
 
 @app.command()
@@ -126,9 +138,7 @@ def report(
 def export(
     source: Annotated[Path, typer.Argument(help="Run folder.")],
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
-    stage: Annotated[
-        str | None, typer.Option(help="Name of the stage; default: the last one finished.")
-    ] = None,
+    stage: Stage = None,
     adapter: Annotated[
         bool, typer.Option("--adapter", help="Write a peft adapter, not a whole model.")
     ] = False,
@@ -149,7 +159,7 @@ def methods(
     axis: Annotated[str | None, typer.Option(help="Only this axis.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List methods with paper, axis, cost and what has been verified; or explain one."""
+    """List the methods; or explain one: paper, cost, settings, and what has been verified."""
     from lifelong.cli.tables import print_methods
 
     print_methods(name, axis, as_json)
@@ -166,18 +176,39 @@ def doctor(
     examine(speed, as_json)
 
 
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM where the engine does not wait for it. No KeyboardInterrupt: typer takes that
+    for its own and says nothing."""
+
+
+def interrupt(number: int, frame: Any) -> None:
+    raise Interrupted
+
+
 def main() -> None:
     """Run the program; bad input prints one message and exits with status 2."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.warnoptions:  # what a library will change some day is no user's business
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+    warnings.formatwarning = lambda message, *place, **more: f"note: {message}\n"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
     try:
-        app(standalone_mode=True)
+        app()
     except UserError as error:
         fail(str(error))
-    except KeyboardInterrupt:
+    except Interrupted:
         fail("interrupted; what was saved stays. The same command goes on from the last checkpoint.")
+    except MemoryError:
+        fail(OUT_OF_MEMORY)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be imported here
+            raise
+        fail(OUT_OF_MEMORY)
 
 
-def fail(message: str) -> Any:
+def fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

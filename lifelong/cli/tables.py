@@ -1,15 +1,33 @@
 """Tables for people, JSON for programs; torch is not needed for either."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from lifelong.core import discover
 from lifelong.errors import UserError, nearest
 from lifelong.store.run import read_run
+from lifelong.streams import plain_yaml
 
+QUESTIONS = {
+    "objectives": "what a step minimises",
+    "tuners": "where the update lives",
+    "penalties": "what holds the past",
+    "replay": "what is seen again",
+    "schedules": "how fast",
+    "metrics": "how a model is judged",
+    "recipes": "compositions under one name",
+}
 METRICS = ("average_accuracy", "forgetting", "backward_transfer", "learning_accuracy", "general_ability")
 HEADS = ("accuracy", "forgetting", "backward", "learned", "general")
+MEANINGS = (
+    "mean over the tasks after the last stage, in %",
+    "mean drop of a task from its best earlier score, in points; less is better",
+    "mean change of a task since its own stage, in points",
+    "mean over the tasks, each right after its own stage, in %",
+    "share kept of what was never trained, in %",
+)
 
 
 def print_runs(folders: list[Path], page: Path, as_json: bool) -> None:
@@ -22,24 +40,41 @@ def print_runs(folders: list[Path], page: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("method")
-    for head in ("seed", *HEADS, "minutes", "memory"):
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("method", overflow="fold")
+    for head in ("seed", *HEADS, "minutes", "GiB"):
         table.add_column(head, justify="right")
     for run in runs:
         table.add_row(*_row(run))
-    console = Console(width=None if Console().is_terminal else 100)
+    console = Console(width=None if Console().is_terminal else 100, highlight=False)
     console.print(table)
-    console.print(
-        "accuracy: mean over tasks after the last stage. forgetting: best earlier minus final (less is "
-        "better). backward: final minus just learned. learned: just after its stage. general: kept share "
-        "of what was never trained.",
-        style="dim",
-    )
-    visible = runs[0]["summary"].get("visible")
-    if visible:
-        console.print(visible, style="dim")
-    console.print(f"report: {page}", soft_wrap=True)
+    console.print()
+    for head, meaning in zip(HEADS, MEANINGS, strict=True):
+        console.print(f"{head:<10}  {meaning}", style="dim", soft_wrap=True)
+    for text in dict.fromkeys(run["summary"]["visible"] for run in runs if run["summary"]):
+        console.print(text, style="dim")
+    for note in [note for run in runs for note in _notes(run)]:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
+    console.print(f"report: {page}", soft_wrap=True, markup=False)
+
+
+def _notes(run: dict[str, Any]) -> list[str]:
+    """What a reader of the table must know: rows that were cut, stages still to come."""
+    name = f"{run['config']['method_name']}, seed {run['config']['seed']}"
+    found = []
+    stages = {each["name"]: each["num_rows"] for each in run["config"]["stages"]}
+    for cost in run["costs"]:
+        if cost.get("truncated_rows"):
+            rows = stages.get(cost["name"], sum(stages.values()))
+            found.append(
+                f"{name}, stage {cost['name']}: {cost['truncated_rows']} of {rows} training rows are longer "
+                "than the model's window and were cut to fit."
+            )
+    if not run["summary"].get("finished"):
+        found.append(
+            f"{name} is not finished; the command that began it goes on, and the figures change then."
+        )
+    return found
 
 
 def _row(run: dict[str, Any]) -> list[str]:
@@ -47,7 +82,7 @@ def _row(run: dict[str, Any]) -> list[str]:
     cells = ["-" if found.get(name) is None else f"{100 * found[name]:.1f}" for name in METRICS]
     seconds = sum(cost["seconds"] + cost.get("evaluation_seconds", 0) for cost in run["costs"])
     peak = max((cost["peak_memory_bytes"] for cost in run["costs"]), default=0)
-    memory = f"{peak / 2**30:.2f} GiB"
+    memory = f"{peak / 2**30:.2f}"
     return [run["config"]["method_name"], str(run["config"]["seed"]), *cells, f"{seconds / 60:.1f}", memory]
 
 
@@ -76,9 +111,18 @@ def print_methods(name: str | None, axis: str | None, as_json: bool) -> None:
     elif name is not None:
         print(method_page(chosen[0]))
     else:
-        width = max(len(each.id) for each in chosen)
+        _print_list(chosen)
+
+
+def _print_list(chosen: list[discover.Description]) -> None:
+    width = max(len(each.id) for each in chosen)
+    for axis in dict.fromkeys(each.axis for each in chosen):
+        print(f"{axis}: {QUESTIONS[axis]}")
         for each in chosen:
-            print(f"{each.id:<{width}}  {each.axis:<10}  {each.summary}")
+            if each.axis == axis:
+                print(f"  {each.id:<{width}}  {each.summary}")
+        print()
+    print("`lifelong methods NAME` shows the paper, the cost, all settings, and what has been verified.")
 
 
 def as_plain(each: discover.Description) -> dict[str, Any]:
@@ -94,7 +138,37 @@ def as_plain(each: discover.Description) -> dict[str, Any]:
 def method_page(each: discover.Description) -> str:
     """The help page of one method, from its source."""
     lines = [f"{each.id} ({each.axis})", "", each.document, "", f"paper     {each.paper or '-'}",
-             f"cost      {each.cost or '-'}", "", "settings"]  # fmt: skip
-    lines += [f"  {f.name} = {f.default}    {f.note}" for f in each.fields] or ["  none"]
+             f"cost      {each.cost or '-'}", ""]  # fmt: skip
+    lines += _parts(each.id) if each.axis == "recipes" else _settings(each)
     lines += ["", "verified", *(f"  {fact}" for fact in each.verified or ("-",))]
     return "\n".join(lines)
+
+
+def _parts(name: str) -> list[str]:
+    """The methods of a recipe, and how to change one."""
+    content = plain_yaml.read(discover.PACKAGE / "recipes" / f"{name}.yaml")
+    parts = [each if isinstance(each, dict) else {each: None} for each in content["methods"]]
+    found = [(key, json.dumps(own or {}).replace('"', "")) for each in parts for key, own in each.items()]
+    change = f"method={{{name}: {{{found[0][0]}: {{setting: value}}}}}}"
+    return ["made of", *(f"  {key}: {own}" for key, own in found), f"  to change a part: {change}"]
+
+
+def _settings(each: discover.Description) -> list[str]:
+    settings = [(f"{f.name} = {f.default}", limits(f.annotation), f.note) for f in each.fields]
+    widths = [max((len(row[i]) for row in settings), default=0) for i in (0, 1)]
+    lines = [f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in settings]
+    return ["settings", *(lines or ["  none"])]
+
+
+def limits(annotation: str) -> str:
+    """The allowed values of a setting, from the source of its annotation: `>= 0`, `in [0, 1)`."""
+    range_ = re.search(r"Range\((.*)\)\]", annotation)
+    if range_ is None:
+        options = re.search(r"Literal\[(.*)\]", annotation)
+        return f"one of {options[1]}" if options else ""
+    values = [part.strip() for part in range_[1].split(",")]
+    plain = [each for each in values if "=" not in each]
+    low_open, high_open = ("open_low=True" in values), ("open_high=True" in values)
+    if len(plain) == 2:
+        return f"in {'(' if low_open else '['}{plain[0]}, {plain[1]}{')' if high_open else ']'}"
+    return f"{'>' if low_open else '>='} {plain[0]}" if plain else ""

@@ -80,8 +80,8 @@ def check_composition(parts: Sequence[Method]) -> None:
     for part in parts:
         if isinstance(part, Merger) and not tuner.interpolates:
             raise UserError(
-                f"{snake(part)} changes how much of a stage's update is kept, which {snake(tuner)} cannot express. "
-                "Take a tuner that can (full, o_lora), or leave the merger out."
+                f"{snake(part)} changes how much of a stage's update is kept, which {snake(tuner)} cannot "
+                "express. Take a tuner that can (full, o_lora), or leave the merger out."
             )
         if not isinstance(part, Penalty):
             continue

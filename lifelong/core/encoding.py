@@ -7,6 +7,7 @@ of an evaluation is, token by token, the prompt that was trained. Right padding 
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import torch
@@ -33,11 +34,12 @@ def check_columns(rows: Sequence[Row], objective: Objective, where: str) -> None
         present = [name for name in row if name != "__source__"]
         empty = [name for name in missing if name in row]
         problem = f"column `{missing[0]}` is " + ("empty (null)" if missing[0] in empty else "missing")
+        guess = (get_close_matches(missing[0], present, n=1, cutoff=0.5) or ["your_column"])[0]
         sets = " or ".join("+".join(names) for names in objective.columns)
         raise UserError(
             f"{where}: {place(row, index)}: {problem}; this row has {', '.join(present) or 'no columns'}. "
             f"{type(objective).__name__} reads {sets}: use columns: {{...}} to map names, such as "
-            f"columns: {{{missing[0]}: {present[0] if present else 'your_column'}}}."
+            f"columns: {{{missing[0]}: {guess}}}."
         )
 
 

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from lifelong.core import evaluation, memory
 from lifelong.core.axes import Progress
 from lifelong.core.composition import Methods
+from lifelong.core.feeding import lengths, next_rows, remember
+from lifelong.core.gradients import gradients
 from lifelong.core.life import Life, derive
 from lifelong.core.model import Model
 from lifelong.core.plan import Plan
@@ -81,6 +81,7 @@ def train(
         for index, stage in enumerate(stream.stages):
             if index > life.stage or (index == life.stage and life.step is not None):
                 train_stage(life, index, stage, folder, settings, listen, stop)
+                stop.check(folder)
             if index == life.stage and not folder.has(index + 1, "evaluation.json"):
                 evaluation.measure(life, folder, row=index + 1, listen=listen)
                 stop.check(folder)
@@ -100,7 +101,7 @@ def train_stage(
     """One stage, from its beginning or from the checkpoint that `life` was restored from."""
     if index > life.stage:
         life.begin_stage(index, stage)
-    plan = Plan(life.lengths(), stage.optimization, stage.budget, settings.seed, index)
+    plan = Plan(lengths(life), stage.optimization, stage.budget, settings.seed, index)
     folder.cut_log(index, life.step)
     meter = Meter(life.spent, stage.budget.seconds, plan.num_steps, life.model.device)
     life.network.train()
@@ -111,23 +112,24 @@ def train_stage(
         progress = meter.progress(life.step)
         rate = stage.optimization.learning_rate * stage.optimization.schedule.scale(progress)
         life.num_steps, life.learning_rate = progress.num_steps, rate
-        rows, first_visit = life.next_rows(plan)
+        rows, first_visit = next_rows(life, plan)
 
         taken = gradients(life, rows, stage.optimization.micro_batch_size, first_visit)
-        if not math.isfinite(taken.loss + sum(taken.terms.values())):
+        if not taken.finite:
             raise UserError(
-                f"stage {stage.name}, step {life.step}: the loss is not finite (loss {taken.loss}, penalties "
-                f"{taken.terms}, rows {life.where(rows)}). Lower the learning rate or look at these rows; "
-                f"the last good checkpoint is kept in {folder.path}."
+                f"stage {stage.name}, step {life.step + 1}: the loss is not finite ({taken.words}) on the "
+                f"rows {life.where(rows)}. Lower the learning rate, or look at these rows. All that was "
+                f"saved before is kept in {folder.path}."
             )
         life.update(rate)
         if first_visit:
-            life.remember(rows, taken.logits)
+            remember(life, rows, taken.logits)
         life.step += 1
 
         meter.add(taken.tokens, taken.pads)
-        folder.log({"stage": index, "step": life.step - 1, "loss": taken.loss, "penalties": taken.terms,
-                    "learning_rate": rate, "tokens": taken.tokens, "seconds": round(meter.seconds, 4)})  # fmt: skip
+        record = {"stage": index, "step": life.step - 1, "loss": taken.loss, "penalties": taken.terms}
+        spent = {"tokens": taken.tokens, "seconds": round(meter.seconds, 4)}
+        folder.log({**record, "learning_rate": rate, **spent})
         if settings.trackers:
             life.accelerator.log({f"{stage.name}/loss": taken.loss} | taken.terms)
         listen(meter.event(index + 1, life.step, taken.loss))
@@ -143,62 +145,6 @@ def train_stage(
     folder.flush_log()
     folder.write(index + 1, "cost.json", {"name": stage.name, **meter.totals(), **life.sizes()})
     folder.save(index, None, *life.snapshot())
-
-
-class Taken(NamedTuple):
-    """What one optimiser step saw."""
-
-    loss: float  # of the task, nats per labelled position
-    terms: dict[str, float]  # of penalties and memories, by name
-    tokens: int
-    pads: int
-    logits: dict[int, Tensor]  # of new rows by place in the batch, where a memory keeps them
-
-
-def gradients(life: Life, rows: np.ndarray, micro_batch_size: int | None, first_visit: bool) -> Taken:
-    """Leave the gradient of one optimiser step in `.grad`.
-
-    The loss is the mean over all labelled positions of the step, however the step is cut into micro
-    batches. Penalties on answers count in every micro batch by its share of the positions, penalties
-    on weights once per step, after the task's gradient is complete.
-    """
-    new, old = life.items(rows), life.replayed(len(rows))
-    replay = life.methods.replay
-    apart = replay is not None and not replay.joins
-    reference = None
-    if old and apart and replay.projects:
-        reference = life.gradient_of(old, micro_batch_size)
-    parts = life.batches(new if apart else new + old, micro_batch_size)
-    count = life.total(sum(part.labelled for part in parts))
-    total, terms, logits = 0.0, {}, {}
-    for part in parts:
-        with life.autocast():
-            outputs = part.objective.forward(life.network, part.batch)
-            loss = part.objective.loss(outputs).sum() / count
-            own = life.terms(part, outputs, share=part.labelled / count)
-        total += loss.item()
-        add(terms, own)
-        if replay is not None and replay.keeps_logits and first_visit:
-            logits |= life.logits_by_place(part, outputs)
-        life.accelerator.backward(sum(own.values(), start=loss))
-    if old and apart and not replay.projects:
-        add(terms, life.backward_memory(old, micro_batch_size))
-    life.gather_gradients()
-    life.call("after_backward")
-    with life.autocast():
-        on_weights = life.terms()
-    if on_weights:
-        add(terms, on_weights)
-        life.accelerator.backward(sum(on_weights.values()))
-    if reference is not None:
-        replay.project(life.params, reference)
-    tokens, pads = sum(part.tokens for part in parts), sum(part.pads for part in parts)
-    return Taken(total, terms, tokens, pads, logits)
-
-
-def add(totals: dict[str, float], terms: dict[str, Tensor]) -> None:
-    for name, term in terms.items():
-        totals[name] = totals.get(name, 0.0) + term.item()
 
 
 class Meter:

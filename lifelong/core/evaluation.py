@@ -10,6 +10,7 @@ import torch
 from lifelong.core import discover
 from lifelong.core.axes import Answer, AnswerMetric, MatrixMetric
 from lifelong.core.composition import snake
+from lifelong.core.encoding import place
 from lifelong.core.life import Life
 from lifelong.core.matrix import AccuracyMatrix, GeneralSet
 from lifelong.core.stream import EvalSet, Stream
@@ -32,9 +33,9 @@ def candidates(stream: Stream, each: EvalSet, row: int) -> tuple[str, ...]:
     """Labels that an answer is chosen from, after `row` stages."""
     if not each.labels or stream.candidates == "task":
         return each.labels
-    known = stream.labels(row) if stream.candidates == "seen" else stream.labels()
-    if not set(known) & set(each.labels):  # a general set with labels of its own
+    if any(each is general for general in stream.general):  # labels of its own, never taught
         return each.labels
+    known = stream.labels(row) if stream.candidates == "seen" else stream.labels()
     return tuple(dict.fromkeys((*known, *each.labels)))
 
 
@@ -47,6 +48,13 @@ def judge(model: Any, each: EvalSet, labels: Sequence[str]) -> tuple[dict[str, A
             answers = each.objective.answer(each.rows, model, labels)
     finally:
         model.network.train(training)
+    for number, answer in enumerate(answers):
+        if math.isnan(answer.log_likelihood):
+            raise UserError(
+                f"evaluation set {each.name}, {place(each.rows[number], number)}: the model's answer has the "
+                "likelihood nan, so the model has diverged. Lower the learning rate; what earlier stages "
+                "learned is kept."
+            )
     value = each.metric.value(answers)
     scores = each.metric.scores(answers)
     by_tokens = each.metric.unit == ""  # perplexity: rows weigh by their tokens
@@ -132,6 +140,12 @@ def metrics_of(matrix: AccuracyMatrix) -> list[dict[str, Any]]:
 def summarise(stream: Stream, folder: RunFolder) -> dict[str, Any]:
     """Write and return summary.json from the evaluations in the folder."""
     done = [row for row in range(len(stream.stages) + 1) if folder.has(row, "evaluation.json")]
+    for row, next_row in zip(done, done[1:], strict=False):
+        if next_row > row + 1:
+            raise UserError(
+                f"{folder.stage(row + 1)} has lost its evaluation, though later stages have theirs. Remove "
+                "it and the folders of all later stages, and run the same command again."
+            )
     evaluations = [read_json(folder.stage(row) / "evaluation.json") for row in done]
     if not evaluations:
         raise UserError(f"{folder.path} holds no evaluation yet.")

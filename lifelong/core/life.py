@@ -2,25 +2,19 @@
 
 import contextlib
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lifelong.core import head
+from lifelong.core import batching, head
 from lifelong.core import state as states
 from lifelong.core.axes import (
     Active,
     Analytic,
-    Batch,
     Context,
-    Example,
-    Objective,
     Outputs,
     Params,
     Penalty,
@@ -28,32 +22,12 @@ from lifelong.core.axes import (
     Row,
     Tuner,
 )
+from lifelong.core.batching import Item, Part
 from lifelong.core.composition import Methods, snake
 from lifelong.core.model import Model
-from lifelong.core.plan import Plan, draw
 from lifelong.core.stream import Stage, Stream
 from lifelong.errors import UserError
 from lifelong.store.run import RunFolder
-
-Terms = dict[str, Tensor]  # scalar terms beside the task's loss, by name of the method
-
-
-class Item(NamedTuple):
-    task: int  # index of the stage that the row came from (of the part, in a joint stage)
-    example: Example
-    memory: dict[str, Any] | None = None  # the memory's item, for a replayed row
-
-
-@dataclass(frozen=True)
-class Part:
-    """Items of one objective, as one forward pass."""
-
-    objective: Objective
-    batch: Batch
-    labelled: int
-    tokens: int
-    pads: int
-    places: tuple[int, ...] = ()  # of its examples, in the items of the step
 
 
 def derive(*numbers: int) -> int:
@@ -96,6 +70,7 @@ class Life:
         self.rows: list[Row] = []
         self.ranges: list[range] = []  # of the pool, by part
         self.part_tasks: list[int] = []
+        self.objectives = [task.objective for task in self.tasks]
         self.actors = methods.actors()
         self.states: dict[str, states.State] = {}
         self.optimizer: torch.optim.AdamW | None = None
@@ -251,8 +226,8 @@ class Life:
         if not params:
             if self.learns_by_gradient():
                 raise UserError(
-                    f"stage {stage.name}: nothing can be trained: {snake(self.methods.tuner)} moves no weight and "
-                    "there is no head. Take another tuner, or a head that is linear."
+                    f"stage {stage.name}: nothing can be trained: {snake(self.methods.tuner)} moves no "
+                    "weight and there is no head. Take another tuner, or a head that is linear."
                 )
             return
         self.optimizer = torch.optim.AdamW(
@@ -290,155 +265,11 @@ class Life:
 
     # a step ---------------------------------------------------------------------------------
 
-    def next_rows(self, plan: Plan) -> tuple[np.ndarray, bool]:
-        """Rows of the next step, and whether they are seen for the first time. A mixing draws them from
-        the parts in its proportions; `drawn` in its state counts the rows taken of each.
-        """
-        mixing = self.methods.mixing
-        if mixing is None:
-            return plan[self.step]
-        state, context = self.states["mixing"], self.context()
-        if mixing.feedback_steps and self.step % mixing.feedback_steps == 0:
-            state = mixing.observe(context, state, self.part_losses())
-        shares = mixing.proportions(context, state, len(self.ranges))
-        drawn = state.get("drawn", {}).get(str(self.stage), [0] * len(self.ranges))
-        rows, drawn = draw(self.ranges, shares, drawn, len(plan[self.step].rows), context.seed, self.step)
-        self.states["mixing"] = {**state, "drawn": {str(self.stage): drawn}}
-        return rows, False
-
-    def part_losses(self) -> list[float]:
-        """Held-out loss of every part, in nats per labelled position."""
-        training, found = self.network.training, []
-        self.network.eval()
-        with torch.no_grad(), self.autocast():
-            for task in self.part_tasks:
-                part = self.tasks[task]
-                rows = [row for each in part.evals for row in each.rows]
-                examples = part.objective.encode(rows, self.model, self.stream.labels()).examples
-                total = count = 0.0
-                for each in self.batches([Item(task, example) for example in examples], 16):
-                    losses = each.objective.loss(each.objective.forward(self.network, each.batch))
-                    total, count = total + float(losses.sum()), count + len(losses)
-                found.append(total / max(count, 1))
-        self.network.train(training)
-        return found
-
-    def lengths(self) -> list[int]:
-        return [self.tasks[item.task].objective.length(item.example) for item in self.pool]
-
-    def items(self, rows: np.ndarray) -> list[Item]:
-        return [self.pool[row] for row in rows]
-
-    def replayed(self, num_rows: int) -> list[Item]:
-        """Rows from memory to train beside `num_rows` new ones."""
-        replay = self.methods.replay
-        if replay is None:
-            return []
-        found = []
-        for item in replay.pick(self.states["replay"], num_rows, self.stage, self.step):
-            task = self.tasks[item["stage"]]
-            if "row" in item:
-                labels = self.stream.labels(self.stage + 1)
-                example = task.objective.encode([item["row"]], self.model, labels).examples[0]
-            else:
-                example = item["example"]
-            found.append(Item(item["stage"], example, item))
-        return found
-
-    def remember(self, rows: np.ndarray, logits: dict[int, Tensor]) -> None:
-        """Offer rows to the memory at their first visit; `logits` by place in `rows`, if it keeps them."""
-        replay = self.methods.replay
-        if replay is None:
-            return
-        as_text = replay.keep == "text"
-        offered = []
-        for place, row in enumerate(rows):
-            task, example, _ = self.pool[row]
-            content = {"row": _plain(self.rows[row])} if as_text else {"example": example}
-            kept = {"logits": logits[place]} if replay.keeps_logits else {}
-            offered.append({"stage": task, **content, **kept})
-        self.states["replay"] = replay.add(self.states["replay"], offered)
-
     def batches(self, items: Sequence[Item], size: int | None) -> list[Part]:
-        """Items grouped by objective and cut into micro batches; this process's share of them."""
-        groups: dict[Objective, list[int]] = defaultdict(list)
-        mine = range(self.accelerator.process_index, len(items), self.accelerator.num_processes)
-        for place in mine:
-            groups[self.tasks[items[place].task].objective].append(place)
-        parts = []
-        for objective, places in groups.items():
-            size_here = size or len(places)
-            for start in range(0, len(places), size_here):
-                chosen = places[start : start + size_here]
-                parts.append(self.part(objective, [items[i].example for i in chosen], chosen))
-        return parts
-
-    def part(self, objective: Objective, examples: Sequence[Example], places: Sequence[int] = ()) -> Part:
-        batch = objective.collate(examples, self.model)
-        lengths = [objective.length(example) for example in examples]
-        device = self.accelerator.device
-        moved = batch if device.type == "cpu" else {k: v.to(device) for k, v in batch.items()}
-        return Part(
-            objective=objective,
-            batch=moved,
-            labelled=objective.labelled(batch),
-            tokens=sum(lengths),
-            pads=max(lengths) * len(lengths) - sum(lengths),
-            places=tuple(places),
-        )
-
-    def terms(self, part: Part | None = None, outputs: Outputs | None = None, share: float = 1.0) -> Terms:
-        """Terms of tuner and penalties by name: with a `part` those on answers, weighted by its share
-        of the step's labelled positions; without one those on weights, once per step. Methods that
-        hold nothing yet are absent.
-        """
-        if part is None:
-            share = 1 / self.accelerator.num_processes
-        found, context = {}, None
-        for role, actor in self.terms_of[part is not None].items():
-            context = context or self.context(part, outputs)
-            term = actor.loss(context, self.states[role])
-            if term is not None:
-                found[snake(actor)] = term * share
-        return found
-
-    def gather_gradients(self) -> None:
-        """Sum gradients over processes."""
-        if self.accelerator.num_processes > 1:
-            for parameter in self.params.values():
-                if parameter.grad is not None:
-                    parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
-
-    def gradient_of(self, items: Sequence[Item], size: int | None) -> dict[str, Tensor]:
-        """Gradient of the mean loss of `items` alone; `.grad` is empty afterwards."""
-        parts = self.batches(items, size)
-        count = self.total(sum(part.labelled for part in parts))
-        for part in parts:
-            with self.autocast():
-                losses = part.objective.loss(part.objective.forward(self.network, part.batch))
-            self.accelerator.backward(losses.sum() / count)
-        self.gather_gradients()
-        found = {name: p.grad for name, p in self.params.items() if p.grad is not None}
-        for parameter in self.params.values():
-            parameter.grad = None
-        return found
-
-    def backward_memory(self, items: Sequence[Item], size: int | None) -> Terms:
-        """Gradient of the memory's own loss on its items."""
-        replay, terms = self.methods.replay, {}
-        for number, part in enumerate(self.batches(items, size)):
-            with self.autocast():
-                outputs = part.objective.forward(self.network, part.batch)
-                share = len(part.places) / len(items)
-                term = replay.loss(outputs, [items[i].memory for i in part.places]) * share
-            self.accelerator.backward(term)
-            terms[f"{snake(replay)}.{number}" if number else snake(replay)] = term.detach()
-        return {snake(replay): sum(terms.values())}
-
-    def logits_by_place(self, part: Part, outputs: Outputs) -> dict[int, Tensor]:
-        """(N_i, C) logits of every new row of a micro batch, by its place in the batch."""
-        logits, owners = outputs.logits.detach().float(), outputs.owners
-        return {place: logits[owners == i].clone() for i, place in enumerate(part.places)}
+        """This process's share of the items, as micro batches."""
+        accelerator = self.accelerator
+        share = (accelerator.process_index, accelerator.num_processes)
+        return batching.parts(items, self.objectives, self.model, accelerator.device, size, share)
 
     def update(self, learning_rate: float) -> None:
         """Hooks, clip, step, hooks, clear."""
@@ -480,6 +311,7 @@ class Life:
             objective = (stage.parts or (stage,))[0].objective
             if boundary:
                 examples = [i.example for i in self.pool if self.tasks[i.task].objective == objective]
+        device = self.accelerator.device
         return Context(
             params=self.params,
             model=self.model,
@@ -495,7 +327,7 @@ class Life:
             batch=part.batch if part else None,
             outputs=outputs,
             examples=examples,
-            batches=lambda chosen: iter([self.part(objective, chosen).batch]),
+            batches=lambda chosen: iter([batching.part(objective, chosen, self.model, device).batch]),
             autocast=self.autocast,
         )
 
@@ -567,7 +399,3 @@ def _num_bytes(state: Any) -> int:
     if isinstance(state, (list, tuple)):
         return sum(_num_bytes(value) for value in state)
     return len(state.encode()) if isinstance(state, str) else 4
-
-
-def _plain(row: Row) -> dict[str, Any]:
-    return {k: v for k, v in row.items() if not k.startswith("__")}

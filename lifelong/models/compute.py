@@ -15,6 +15,11 @@ from lifelong.core.stream import Stream
 SHORT = 512  # tokens
 
 
+def device() -> torch.device:
+    """Where a run computes."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def precision(wanted: str, device: torch.device) -> str:
     """ "auto" is bfloat16 where the hardware multiplies it natively."""
     if wanted != "auto":

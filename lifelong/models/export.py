@@ -15,8 +15,8 @@ def export_run(source: Path, output: Path, stage: str | None = None, adapter: bo
     adapter is asked for and the update is not one of low rank.
     """
     output = Path(output)
-    if output.exists() and any(output.iterdir()):
-        raise UserError(f"{output} exists and is not empty; name another folder.")
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"{output} exists and is no empty folder; name another one.")
     restored = open_run(source, stage)
     model = restored.model
     grown = "lifelong_head" in dict(model.network.named_children())

@@ -56,8 +56,8 @@ def load(
     _cast(network, dtype or stored)
     any(read_head(network, folder) for folder in folders)  # the first that has one
     if kind != "vision":
-        notes |= _pad(processor, name)
-    window = 1 if kind == "vision" else _window(network.config, processor)
+        notes |= ensure_pad(processor, name)
+    window = 1 if kind == "vision" else window_of(network.config, processor)
     return Model(network, processor, kind, window, name, digest, notes)
 
 
@@ -114,7 +114,7 @@ def _processor(place: str, kind: str, common: dict[str, Any]) -> Any:
     return (AutoImageProcessor if kind == "vision" else AutoTokenizer).from_pretrained(place, **common)
 
 
-def _pad(tokenizer: Any, name: str) -> dict[str, str]:
+def ensure_pad(tokenizer: Any, name: str) -> dict[str, str]:
     """Give the tokenizer a pad token; the note says so."""
     if tokenizer.pad_token is not None:
         return {}
@@ -126,7 +126,7 @@ def _pad(tokenizer: Any, name: str) -> dict[str, str]:
     return {"padding": f"no pad token: `{tokenizer.eos_token}` is used; pads are masked"}
 
 
-def _window(config: Any, tokenizer: Any) -> int:
+def window_of(config: Any, tokenizer: Any) -> int:
     """Longest input in tokens: what both model and tokenizer allow."""
     text = config.get_text_config()
     stated = [text.to_dict().get(key) for key in ("max_position_embeddings", "n_positions")]

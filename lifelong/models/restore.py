@@ -51,6 +51,8 @@ def open_run(folder: str | Path, stage: str | None = None) -> Restored:
     if not is_run(folder):
         raise UserError(f"{folder} is no run folder (it has no config.json and stages).")
     config = read_json(folder / "config.json")
+    if config["stream"] == "per_task":
+        return open_run(_part(folder, config, stage))
     found = finished_stages(folder)
     if not found:
         raise UserError(f"{folder} holds no finished stage yet; run it first.")
@@ -70,6 +72,16 @@ def open_run(folder: str | Path, stage: str | None = None) -> Restored:
             f"fingerprint ({model.fingerprint[:12]}, not {config['model']['fingerprint'][:12]})."
         )
     return _put_on(model, tuner, saved, stage, config)
+
+
+def _part(folder: Path, config: dict[str, Any], stage: str | None) -> Path:
+    """The run of one stage in a run with a model for every stage."""
+    names = [about["name"] for about in config["stages"]]
+    if stage is None:
+        raise UserError(f"{folder} has a model for every stage; name one with `stage`: {', '.join(names)}.")
+    if stage not in names:
+        raise UserError(f"{folder} has no stage `{stage}`.{nearest(stage, names)}")
+    return folder / "per_task" / stage
 
 
 def _put_on(model: Model, tuner: Tuner, saved: states.State, stage: str, config: dict[str, Any]) -> Restored:
@@ -93,10 +105,17 @@ def _tuner(config: dict[str, Any]) -> Tuner:
 
 def load(name: str | Path, stage: str | None = None, **choices: Any) -> Model:
     """A model from a run folder (with its update folded in), an exported folder, a Hub name, a
-    local folder or an embedded name. `choices` go to `pretrained.load`.
+    local folder or an embedded name. `choices` go to `pretrained.load`. An exported adapter is put
+    on the base that it names.
     """
     if is_run(name):
         restored = open_run(name, stage)
         restored.tuner.fold(restored.model, restored.tuner_state)
         return restored.model
+    if stage is not None:
+        raise UserError(f"{name} is no run folder, so there is no stage `{stage}` in it.")
+    adapter = Path(name) / "adapter_config.json"
+    if adapter.is_file() and not (Path(name) / "config.json").exists():
+        base = read_json(adapter).get("base_model_name_or_path")
+        return pretrained.load(base, **{"adapter": str(name)} | choices)
     return pretrained.load(str(name), **choices)

@@ -43,7 +43,8 @@ def locate(name: str, revision: str | None, gguf_file: str | None, allow_pickle:
             return Place(str(path), True, {})
         return _dense(path / gguf_file)
     if _is_path(name):
-        near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = nearest(path.name, [p.name for p in beside if p.is_dir() or p.suffix == ".gguf"])
         raise UserError(f"model: no folder {name}.{near}")
     if gguf_file is not None:
         from transformers.utils import cached_file
@@ -118,9 +119,7 @@ class plain_errors:
         text = text[:240].rstrip(".")
         if self.local:
             raise UserError(f"model: {self.name} cannot be read ({text}).") from None
-        near = (
-            "" if "/" in self.name else f" Or did you mean an embedded model?{nearest(self.name, EMBEDDED)}"
-        )
+        near = "" if "/" in self.name else nearest(self.name, EMBEDDED).replace("Known", "Embedded models")
         raise UserError(
             f"model: `{self.name}` is neither a folder here nor readable from the Hub ({text}).{near}"
         ) from None

@@ -55,7 +55,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError among them
+        raise UserError(
+            f"{path} is damaged, since it is not JSON ({error}). Put a good copy back, or remove the folder "
+            f"{path.parent} and run the same command again."
+        ) from None
 
 
 @contextmanager

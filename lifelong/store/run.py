@@ -78,7 +78,7 @@ class RunFolder:
                 )
             write_json(file, mine)
             return
-        theirs = read_json(file)
+        theirs = _configuration(self.path)
         if theirs["fingerprint"] != mine["fingerprint"]:
             raise UserError(
                 f"{self.path} holds a run of another configuration (it differs in "
@@ -214,9 +214,7 @@ def broken(folder: Path) -> str | None:
 def read_run(folder: Path) -> dict[str, Any]:
     """A run as plain values; works while the run is being written. UserError if it is none."""
     folder = Path(folder)
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder} is no run folder (it has no config.json).")
-    found: dict[str, Any] = {"folder": str(folder), "config": read_json(folder / "config.json")}
+    found: dict[str, Any] = {"folder": str(folder), "config": _configuration(folder)}
     found["environment"] = _optional(folder / "environment.json", {})
     found["summary"] = _optional(folder / "summary.json", {})
     found["log"] = _lines(folder / "log.jsonl")
@@ -225,6 +223,16 @@ def read_run(folder: Path) -> dict[str, Any]:
         read_json(s / "evaluation.json") for s in stages if (s / "evaluation.json").exists()
     ]
     found["costs"] = [read_json(s / "cost.json") for s in stages if (s / "cost.json").exists()]
+    return found
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    """config.json of a run; model folders have a file of that name too."""
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} is no run folder (it has no config.json).")
+    found = read_json(folder / "config.json")
+    if "fingerprint" not in found:
+        raise UserError(f"{folder} is no run folder: its config.json is that of something else.")
     return found
 
 

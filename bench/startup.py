@@ -1,0 +1,84 @@
+"""How long until the program answers, and does it load what it does not need?"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from bench.figure import Figure, Settings
+from bench.session import SEED, SMALL, Size, llama, random_texts, stream_of
+from lifelong import launch
+from lifelong.core.composition import Methods
+from lifelong.core.engine import Settings as RunSettings
+from lifelong.core.stream import EvalSet
+from lifelong.metrics.perplexity import Perplexity
+from lifelong.objectives.causal_lm import CausalLm
+from lifelong.tuners.lora import Lora
+
+LIMIT = 0.3  # seconds
+TURNS = 7
+HEAVY = ("torch", "transformers", "accelerate", "numpy", "datasets", "peft")
+CALL = "import sys; sys.argv = ['lifelong', *sys.argv[1:]]; from lifelong.cli.main import main; main()"
+LOADED = (
+    "import atexit, sys; atexit.register(lambda: sys.stderr.write('loaded: ' + ' '.join("
+    f"m for m in {HEAVY!r} if m in sys.modules) + '\\n')); "
+)
+
+
+def measure(settings: Settings) -> list[Figure]:
+    with tempfile.TemporaryDirectory() as place:
+        run = str(finished_run(Path(place) / "run"))
+        page = str(Path(place) / "report.html")
+        verbs = {"--help": ["--help"], "methods": ["methods"], "report": ["report", run, "--output", page]}
+        return [wall_time(), *(imports(name, words) for name, words in verbs.items())]
+
+
+def wall_time() -> Figure:
+    """Fresh processes; a bare interpreter takes turns with them."""
+    script = Path(sys.executable).parent / "lifelong"
+    command = [str(script), "--help"] if script.exists() else [sys.executable, "-c", CALL, "--help"]
+    ours, bare = [], []
+    for _ in range(TURNS + 1):
+        ours.append(seconds(command))
+        bare.append(seconds([sys.executable, "-c", "pass"]))
+    ours, bare = ours[1:], bare[1:]  # the first one fills the disk cache
+    return Figure(
+        question=f"Seconds until `lifelong --help` has answered, against a Python that does nothing; median of {TURNS} "
+        "fresh processes",
+        ours=statistics.median(ours), baseline=statistics.median(bare), unit="s",
+        value=statistics.median(ours), value_unit="s", limit=LIMIT,
+        spread=f"from {min(ours):.3f} to {max(ours):.3f} s",
+    )  # fmt: skip
+
+
+def seconds(command: list[str]) -> float:
+    begun = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - begun
+
+
+def imports(name: str, words: list[str]) -> Figure:
+    """Which heavy packages a fresh process of one verb has loaded when it ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED + CALL, *words], capture_output=True, text=True, check=True
+    )
+    loaded = next(line for line in done.stderr.splitlines() if line.startswith("loaded:")).split()[1:]
+    return Figure(
+        question=f"Heavy packages that `lifelong {name}` loads (of {', '.join(HEAVY)})",
+        ours=None, baseline=None, unit="", value=len(loaded), value_unit="packages", limit=0,
+        arithmetic=f"loaded: {', '.join(loaded)}" if loaded else "none is in sys.modules when the process ends",
+    )  # fmt: skip
+
+
+def finished_run(folder: Path, size: Size = SMALL._replace(tokens=16)) -> Path:
+    """A run of two steps, for the report to read."""
+    rows, objective = random_texts(size, 2 * size.batch_size), CausalLm(block_size=size.tokens)
+    stream = stream_of(rows, objective, size.batch_size, steps=2)
+    judge = EvalSet(name="stage 1", rows=rows[:4], objective=objective, metric=Perplexity())
+    stream = replace(stream, stages=(replace(stream.stages[0], evals=(judge,)),))
+    model, methods = llama(size, "cpu"), Methods(tuner=Lora(rank=2), name="lora")
+    launch.execute(model, stream, methods, folder, RunSettings(seed=SEED), {}, lambda event: None)
+    return folder

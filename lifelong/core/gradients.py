@@ -1,0 +1,138 @@
+"""The gradient of one optimiser step: the task, the memory, the penalties."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from lifelong.core.axes import Outputs
+from lifelong.core.batching import Item, Part
+from lifelong.core.composition import snake
+from lifelong.core.feeding import items, replayed
+from lifelong.core.life import Life
+
+Terms = dict[str, Tensor]  # scalar terms beside the task's loss, by name of the method
+
+
+class Taken(NamedTuple):
+    """What one optimiser step saw."""
+
+    loss: float  # of the task, nats per labelled position
+    terms: dict[str, float]  # of penalties and memories, by name
+    tokens: int
+    pads: int
+    logits: dict[int, Tensor]  # of new rows by place in the batch, where a memory keeps them
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.loss + sum(self.terms.values()))
+
+    @property
+    def words(self) -> str:
+        return "".join([f"loss {self.loss}", *(f", {name} {value}" for name, value in self.terms.items())])
+
+
+def gradients(life: Life, rows: np.ndarray, micro_batch_size: int | None, first_visit: bool) -> Taken:
+    """Leave the gradient of one optimiser step in `.grad`.
+
+    The loss is the mean over all labelled positions of the step, however the step is cut into micro
+    batches. Penalties on answers count in every micro batch by its share of the positions, penalties
+    on weights once per step, after the task's gradient is complete.
+    """
+    new, old = items(life, rows), replayed(life, len(rows))
+    replay = life.methods.replay
+    apart = replay is not None and not replay.joins
+    reference = None
+    if old and apart and replay.projects:
+        reference = gradient_of(life, old, micro_batch_size)
+    parts = life.batches(new if apart else new + old, micro_batch_size)
+    count = life.total(sum(part.labelled for part in parts))
+    total, sums, logits = 0.0, {}, {}
+    for part in parts:
+        with life.autocast():
+            outputs = part.objective.forward(life.network, part.batch)
+            loss = part.objective.loss(outputs).sum() / count
+            own = terms(life, part, outputs, share=part.labelled / count)
+        total += loss.item()
+        add(sums, own)
+        if replay is not None and replay.keeps_logits and first_visit:
+            logits |= logits_by_place(part, outputs)
+        life.accelerator.backward(sum(own.values(), start=loss))
+    if old and apart and not replay.projects:
+        add(sums, backward_memory(life, old, micro_batch_size))
+    gather_gradients(life)
+    life.call("after_backward")
+    with life.autocast():
+        on_weights = terms(life)
+    if on_weights:
+        add(sums, on_weights)
+        life.accelerator.backward(sum(on_weights.values()))
+    if reference is not None:
+        replay.project(life.params, reference)
+    tokens, pads = sum(part.tokens for part in parts), sum(part.pads for part in parts)
+    return Taken(total, sums, tokens, pads, logits)
+
+
+def add(totals: dict[str, float], found: Terms) -> None:
+    for name, term in found.items():
+        totals[name] = totals.get(name, 0.0) + term.item()
+
+
+def terms(life: Life, part: Part | None = None, outputs: Outputs | None = None, share: float = 1.0) -> Terms:
+    """Terms of tuner and penalties by name: with a `part` those on answers, weighted by its share
+    of the step's labelled positions; without one those on weights, once per step. Methods that
+    hold nothing yet are absent.
+    """
+    if part is None:
+        share = 1 / life.accelerator.num_processes
+    found, context = {}, None
+    for role, actor in life.terms_of[part is not None].items():
+        context = context or life.context(part, outputs)
+        term = actor.loss(context, life.states[role])
+        if term is not None:
+            found[snake(actor)] = term * share
+    return found
+
+
+def gather_gradients(life: Life) -> None:
+    """Sum gradients over processes."""
+    if life.accelerator.num_processes > 1:
+        for parameter in life.params.values():
+            if parameter.grad is not None:
+                parameter.grad = life.accelerator.reduce(parameter.grad, "sum")
+
+
+def gradient_of(life: Life, items: Sequence[Item], size: int | None) -> dict[str, Tensor]:
+    """Gradient of the mean loss of `items` alone; `.grad` is empty afterwards."""
+    parts = life.batches(items, size)
+    count = life.total(sum(part.labelled for part in parts))
+    for part in parts:
+        with life.autocast():
+            losses = part.objective.loss(part.objective.forward(life.network, part.batch))
+        life.accelerator.backward(losses.sum() / count)
+    gather_gradients(life)
+    found = {name: p.grad for name, p in life.params.items() if p.grad is not None}
+    for parameter in life.params.values():
+        parameter.grad = None
+    return found
+
+
+def backward_memory(life: Life, items: Sequence[Item], size: int | None) -> Terms:
+    """Gradient of the memory's own loss on its items."""
+    replay, terms = life.methods.replay, {}
+    for number, part in enumerate(life.batches(items, size)):
+        with life.autocast():
+            outputs = part.objective.forward(life.network, part.batch)
+            share = len(part.places) / len(items)
+            term = replay.loss(outputs, [items[i].memory for i in part.places]) * share
+        life.accelerator.backward(term)
+        terms[f"{snake(replay)}.{number}" if number else snake(replay)] = term.detach()
+    return {snake(replay): sum(terms.values())}
+
+
+def logits_by_place(part: Part, outputs: Outputs) -> dict[int, Tensor]:
+    """(N_i, C) logits of every new row of a micro batch, by its place in the batch."""
+    logits, owners = outputs.logits.detach().float(), outputs.owners
+    return {place: logits[owners == i].clone() for i, place in enumerate(part.places)}
