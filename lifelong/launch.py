@@ -12,8 +12,9 @@ import torch
 
 from lifelong import __version__
 from lifelong.core import engine, evaluation
+from lifelong.core.agreement import check_kinds, check_objectives
 from lifelong.core.axes import Method
-from lifelong.core.composition import Methods, axis_of, compose, snake
+from lifelong.core.composition import Methods, axis_of, compose
 from lifelong.core.engine import Listener, Settings
 from lifelong.core.matrix import AccuracyMatrix
 from lifelong.core.model import Model
@@ -61,12 +62,7 @@ def run(
     place of the one that the file names. What can be refused without the weights is refused first.
     """
     chosen = _as_config(stream, model)
-    if methods is None:
-        methods = build.methods(chosen.method if chosen else [{"sequential": {}}])
-    elif isinstance(methods, str):
-        methods = build.methods([{methods: {}}])
-    elif not isinstance(methods, Methods):
-        methods = compose(methods, build.default_tuner())
+    methods = _as_methods(methods, chosen)
     seed = _one_seed(chosen) if seed is None else seed
     if chosen is not None:
         if folder is None:
@@ -77,6 +73,7 @@ def run(
     check_objectives(stream, methods)
     if isinstance(model, str):
         model = load_model(chosen) if chosen else pretrained.load(model)
+    check_kinds(stream, model)
     record = {} if chosen is None else chosen.resolved()
     if chosen is not None:
         compute.set_attention(model, chosen.attention, stream)
@@ -121,6 +118,7 @@ def judge(
     built = build.stream(chosen, folder)
     if not isinstance(model, Model):
         model = restore.load(model, stage)
+    check_kinds(built, model, trains=False)
     compute.set_attention(model, chosen.attention, built)
     return judge_stream(model, built, compute.precision(chosen.precision, model.device))
 
@@ -156,25 +154,6 @@ def execute(
         return Run(folder.path, summary, model)
     finally:
         folder.close()
-
-
-def check_objectives(stream: Stream, methods: Methods) -> None:
-    """Raise UserError where an objective and a penalty cannot work together."""
-    for stage in stream.stages:
-        packs = any(part.objective.packed_tokens is not None for part in (stage.parts or (stage,)))
-        if methods.replay is not None and methods.replay.keep == "text" and packs:
-            raise UserError(
-                f"stage {stage.name}: rows are packed into blocks, so the memory cannot keep them as text. "
-                "Set the memory's keep to tokens, or the objective's pack to false."
-            )
-        if not stage.objective.hides_old_labels:
-            continue
-        for penalty in methods.penalties:
-            if penalty.needs_outputs:
-                raise UserError(
-                    f"stage {stage.name}: {snake(penalty)} compares answers for old labels, which the "
-                    "objective hides on new rows (mask_old). Set mask_old to false, or leave the penalty out."
-                )
 
 
 def _per_task(
@@ -281,6 +260,14 @@ def environment(settings: Settings, model: Model) -> dict[str, Any]:
         "precision": settings.precision,
         "attention": model.network.config._attn_implementation,
     }
+
+
+def _as_methods(methods: Methods | Sequence[Method] | str | None, chosen: RunConfig | None) -> Methods:
+    if methods is None:
+        return build.methods(chosen.method if chosen else [{"sequential": {}}])
+    if isinstance(methods, str):
+        return build.methods([{methods: {}}])
+    return methods if isinstance(methods, Methods) else compose(methods, build.default_tuner())
 
 
 def _as_config(stream: Any, model: Any) -> RunConfig | None:

@@ -78,17 +78,11 @@ class Life:
         self.num_steps, self.learning_rate = 0, 0.0
         self.terms_of = {  # methods with a term: on weights (False), on answers (True)
             on_answers: {
-                role: actor
-                for role, actor in self.actors.items()
-                if isinstance(actor, (Tuner, Penalty))
-                and type(actor).loss is not Tuner.loss
-                and actor.needs_outputs == on_answers
+                r: a for r, a in self.actors.items() if _has_term(a) and a.needs_outputs == on_answers
             }
             for on_answers in (False, True)
         }
         self.num_old_labels: int | None = None
-
-    # boundaries -----------------------------------------------------------------------------
 
     @property
     def tuner_state(self) -> states.State:
@@ -373,6 +367,10 @@ class Life:
         with torch.no_grad():
             for name, parameter in params.items():
                 parameter.copy_(saved[name])
+
+
+def _has_term(actor: Active) -> bool:
+    return isinstance(actor, (Tuner, Penalty)) and type(actor).loss is not Tuner.loss
 
 
 def _fitted(value: Tensor, parameter: Tensor) -> Tensor:

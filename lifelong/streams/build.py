@@ -66,12 +66,20 @@ def default_tuner() -> Method:
 
 def _method(name: str, settings: Settings) -> Method:
     axis = None if ":" in name else discover.axis_of(name, METHOD_AXES)
-    return build(discover.load(name, axis), settings, f"method {name}")
+    return build(_class(name, axis, f"method {name}"), settings, f"method {name}")
+
+
+def _class(name: str, axis: str | None, where: str) -> type[Method]:
+    cls = discover.load(name, axis)
+    if not (isinstance(cls, type) and issubclass(cls, Method)):
+        raise UserError(f"{where}: `{name}` is no method; it must be a dataclass derived from an axis in "
+                        "lifelong.core.axes.")  # fmt: skip
+    return cls
 
 
 def _one(chosen: dict[str, Settings], axis: str, base: type, where: str) -> Any:
     name, settings = next(iter(chosen.items()))
-    made = build(discover.load(name, axis), settings, f"{where}: {name}")
+    made = build(_class(name, axis, where), settings, f"{where}: {name}")
     if not isinstance(made, base):
         raise UserError(f"{where}: `{name}` cannot stand here; it must be one of {axis}. "
                         f"`lifelong methods` lists them.")  # fmt: skip

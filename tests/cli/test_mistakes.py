@@ -44,6 +44,8 @@ SETTINGS = {
     "override of nothing": (["seed"], ["override `seed`", "key=value"]),
     "unknown stage": (["stages.ski.epochs=1"], ["no item named `ski`", "`sky`"]),
     "composition": (["method=[o_lora, ewc]"], ["ewc", "o_lora", "fresh weights", "leave the penalty out"]),
+    "method of others": (["method=their.module:Method"], ["cannot import", "their.module:Method"]),
+    "no method": (["method=json:JSONDecoder"], ["json:JSONDecoder", "is no method", "lifelong.core.axes"]),
     "two tuners": (["method=[o_lora, full]"], ["o_lora and full exclude each other", "one tuner"]),
 }
 
@@ -129,6 +131,16 @@ def test_long_completion_is_refused(lifelong, project):
 def test_folder_without_weights(lifelong, project, saved_model):
     shutil.copytree(saved_model, "bare", ignore=shutil.ignore_patterns("*.safetensors"))
     refused(lifelong("run", "stream.yaml", "model=./bare"), "bare", "has no weights", "safetensors")
+
+
+def test_objective_that_the_model_cannot_do(lifelong, project, tmp_path):
+    save(tiny.model("bert"), tmp_path / "bert")
+    words = ("general set prose", "causal_lm", "decoder", "is of the kind encoder.", "another objective")
+    refused(lifelong("run", "stream.yaml", "model=./bert"), *words)
+    refused(lifelong("eval", "bert", "stream.yaml"), *words)
+    assert not Path("out").exists()
+    said = lifelong("run", "stream.yaml", "model=./bert", "general=[]", "stages.farm.objective=causal_lm")
+    refused(said, "stage farm", "causal_lm")
 
 
 def test_missing_folder(lifelong, project):

@@ -238,14 +238,18 @@ def test_write_report_reads_folders(tmp_path, family):
     folders = [_write(tmp_path / str(i), run) for i, run in enumerate(family[:2])]
     output = write_report(folders, tmp_path / "new" / "report.html")
     assert output.read_text(encoding="utf-8") == build_report(
-        [run | {"folder": str(f)} for run, f in zip(family[:2], folders, strict=True)]
+        [
+            run | {"folder": str(f), "config": run["config"] | {"fingerprint": "f00d"}}
+            for run, f in zip(family[:2], folders, strict=True)
+        ]
     )
 
 
 def _write(folder, run):
     folder.mkdir()
     for name in ("config", "environment", "summary"):
-        (folder / f"{name}.json").write_text(json.dumps(run[name]))
+        mark = {"fingerprint": "f00d"} if name == "config" else {}
+        (folder / f"{name}.json").write_text(json.dumps(run[name] | mark))
     (folder / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in run["log"]))
     for k, evaluation in enumerate(run["evaluations"]):
         stage = folder / "stages" / f"{k:03d}-x"

@@ -290,14 +290,15 @@ def test_embedded_files_exist_and_are_named_without_a_path():
     for name, template in builtin.TEMPLATES.items():
         rows = [json.loads(line) for line in builtin.path(f"{name}.train.jsonl").read_text().splitlines()]
         assert template.endswith("Answer:") and template.count("{text}") == 1
-        assert all(row["label"] in template for row in rows)  # the question names every answer
+        assert not any(row["label"] in template for row in rows)  # the question gives no answer away
 
 
 def test_template_reads():
     template = Path(lifelong.streams.__file__).parent / "template.yaml"
-    assert (builtin.template(), builtin.demo()) == (template.read_text(), template)
-    made = config.read(template)
-    assert len(made.stages) == 5 and len(made.general) == 2
+    assert builtin.template() == template.read_text()
+    for file in (template, builtin.demo()):
+        made = config.read(file)
+        assert len(made.stages) == 5 and len(made.general) == 2
     made = config.read(template, ["defaults.epochs=2", "stages.mail.learning_rate=1e-4"])
     assert made.training(made.stages[1])["epochs"] == 2
 
