@@ -7,12 +7,13 @@ model take turns: one remembers 1 pair per module, the other 49, of random value
 import torch
 
 from bench.figure import Figure, Settings, title
-from bench.session import MEDIUM, Size, Stepper, llama, new_life, prompts, random_texts, stream_of
+from bench.session import MEDIUM, Size, Stepper, attached, llama, prompts, random_texts, stream_of
 from bench.timing import best_ratio, in_turns, middle, ratio
 from lifelong.core.axes import Objective, Row
 from lifelong.core.composition import Methods
 from lifelong.core.life import Life
 from lifelong.core.model import Model
+from lifelong.core.stream import Stream
 from lifelong.models.compute import set_attention
 from lifelong.numerics import low_rank
 from lifelong.objectives.causal_lm import CausalLm
@@ -64,29 +65,27 @@ def compare(
     modules = low_rank.select_modules(models[1].network, tuner.targets)
     inside = sum(low_rank.dimensions(module)[0] for module in modules.values())
     return Figure(
-        question=f"A step of O-LoRA with its orthogonality term in stage {LATE + 1} against stage {EARLY + 1}, {name}, "
-        f"{precision}",
+        question=f"A step of O-LoRA with its orthogonality term in stage {LATE + 1} against stage "
+        f"{EARLY + 1}, {name}, {precision}",
         ours=middle(late) * 1e3, baseline=middle(early) * 1e3, unit="ms per step",
         value=ratio(late, early), limit=LIMIT,
         spread=f"best against best {best_ratio(late, early):.3f}; {len(late)} turns of {size} steps",
-        arithmetic=f"the term multiplies {past} past directions with {tuner.rank} new ones, twice, in {len(modules)} "
-        f"modules: {4 * past * tuner.rank * inside:.2e} operations and {4 * past * inside / 1e6:.3g} MB read a step",
+        arithmetic=f"the term multiplies {past} past directions with {tuner.rank} new ones, twice, in "
+        f"{len(modules)} modules: {4 * past * tuner.rank * inside:.2e} operations and "
+        f"{4 * past * inside / 1e6:.3g} MB read a step",
     )  # fmt: skip
 
 
-def life_in_stage(model: Model, stream, tuner: OLora, precision: str, index: int) -> Life:
-    """A life that begins stage `index` with a random pair per module and finished stage."""
-    life = new_life(model, stream, Methods(tuner=tuner, penalties=(Orthogonal(),)), precision)
-    draw, past = torch.Generator().manual_seed(index), {}
-    for name, module in low_rank.select_modules(model.network, tuner.targets).items():
-        inside, outside = low_rank.dimensions(module)
+def life_in_stage(model: Model, stream: Stream, tuner: OLora, precision: str, index: int) -> Life:
+    """A life that begins stage `index` with a random pair per module and finished stage. Their sum is
+    not added to the weights: that would change what is computed, not how long it takes.
+    """
+    life = attached(model, stream, Methods(tuner=tuner, penalties=(Orthogonal(),)), precision)
+    draw = torch.Generator().manual_seed(index)
+    for name, kept in life.states["tuner"]["past"].items():
+        inside, outside = low_rank.dimensions(model.network.get_submodule(name))
         rank = index * tuner.rank
-        past[name] = {
-            "down": torch.randn(rank, inside, generator=draw) / inside**0.5,
-            "up": torch.randn(outside, rank, generator=draw) * 1e-4,
-        }
-    life.tuner_state = tuner.attach(model, {"past": past}, 0)
-    life.params = model.params()
-    life.penalty_states = [method.init(life.context()) for method in life.methods.penalties]
+        kept["down"] = (torch.randn(rank, inside, generator=draw) / inside**0.5).to(model.device)
+        kept["up"] = (torch.randn(outside, rank, generator=draw) * 1e-4).to(model.device)
     life.begin_stage(index, stream.stages[index])
     return life

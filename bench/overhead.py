@@ -74,7 +74,8 @@ def compare(settings: Settings, size: Size) -> list[Figure]:
         ours, plain = blocks[name], blocks[case.beside]
         found.append(Figure(
             question=f"A step with {case.sentence}, against one without; {size.name}",
-            ours=middle(ours) * 1e3, baseline=middle(plain) * 1e3, unit="ms per step", value=ratio(ours, plain),
+            ours=middle(ours) * 1e3, baseline=middle(plain) * 1e3, unit="ms per step",
+            value=ratio(ours, plain),
             spread=f"best against best {best_ratio(ours, plain):.3f}; {len(ours)} turns of {block} steps",
             arithmetic=case.arithmetic,
         ))  # fmt: skip

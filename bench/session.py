@@ -16,8 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bench.timing import Block, now
 from lifelong.core import engine
-from lifelong.core.axes import Objective, Row
+from lifelong.core.axes import Batch, Objective, Row
 from lifelong.core.composition import Methods
+from lifelong.core.feeding import items, lengths, next_rows, remember
+from lifelong.core.gradients import gradients
 from lifelong.core.life import Life
 from lifelong.core.model import Model
 from lifelong.core.plan import Plan
@@ -53,7 +55,8 @@ def llama(size: Size, device: str) -> Model:
     torch.manual_seed(SEED)
     config = LlamaConfig(
         vocab_size=size.words, hidden_size=size.width, intermediate_size=8 * size.width // 3 // 4 * 4,
-        num_hidden_layers=size.layers, num_attention_heads=max(2, size.width // 64), max_position_embeddings=2048,
+        num_hidden_layers=size.layers, num_attention_heads=max(2, size.width // 64),
+        max_position_embeddings=2048,
         tie_word_embeddings=True, pad_token_id=0, eos_token_id=1, bos_token_id=None,
     )  # fmt: skip
     words = {"<pad>": 0, "<eos>": 1} | {f"w{i}": i for i in range(2, size.words)}
@@ -94,11 +97,6 @@ def stream_of(
     return Stream(stages=tuple(made))
 
 
-def new_life(model: Model, stream: Stream, methods: Methods, precision: str) -> Life:
-    accelerator = Accelerator(cpu=model.device.type == "cpu")
-    return Life(model, stream, methods, SEED, precision, accelerator)
-
-
 @contextmanager
 def opened(
     model: Model, stream: Stream, methods: Methods, precision: str
@@ -107,11 +105,18 @@ def opened(
     with tempfile.TemporaryDirectory() as place:
         folder = RunFolder(Path(place) / "run", {"name": "bench"}, [stage.name for stage in stream.stages])
         try:
-            life = new_life(model, stream, methods, precision)
+            accelerator = Accelerator(cpu=model.device.type == "cpu")
+            life = Life(model, stream, methods, SEED, precision, accelerator)
             life.restore(folder)
             yield life, folder
         finally:
             folder.close()
+
+
+def attached(model: Model, stream: Stream, methods: Methods, precision: str) -> Life:
+    """The same for a life that writes nothing."""
+    with opened(model, stream, methods, precision) as (life, _):
+        return life
 
 
 def train(life: Life, folder: RunFolder, precision: str, listen: engine.Listener) -> None:
@@ -123,7 +128,12 @@ def train(life: Life, folder: RunFolder, precision: str, listen: engine.Listener
 def plan_of(life: Life, index: int) -> Plan:
     """The plan that the loop makes for a stage whose rows are encoded."""
     stage = life.stream.stages[index]
-    return Plan(life.lengths(), stage.optimization, stage.budget, SEED, index)
+    return Plan(lengths(life), stage.optimization, stage.budget, SEED, index)
+
+
+def batches_of(life: Life, plan: Plan) -> list[Batch]:
+    """What the loop will collate, step by step."""
+    return [life.batches(items(life, plan[step].rows), None)[0].batch for step in range(plan.num_steps)]
 
 
 class Stepper:
@@ -137,12 +147,11 @@ class Stepper:
         life, device = self.life, self.life.accelerator.device
         begun = now(device)
         for _ in range(steps):
-            rows, first_visit = self.plan[life.step]
-            items = life.items(rows) + life.replayed(len(rows))
-            engine.backward(life, items, None)
+            rows, first_visit = next_rows(life, self.plan)
+            taken = gradients(life, rows, None, first_visit)
             life.update(RATE)
             if first_visit:
-                life.remember(rows)
+                remember(life, rows, taken.logits)
             life.step += 1
         return Block(now(device) - begun, steps)
 

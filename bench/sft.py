@@ -34,6 +34,7 @@ from bench.timing import Block, Turns, Worker, best_ratio, middle, now, ratio, s
 from lifelong.core.axes import Example, Row
 from lifelong.core.composition import Methods
 from lifelong.core.encoding import IGNORED, pad
+from lifelong.core.feeding import lengths
 from lifelong.core.life import Life
 from lifelong.core.model import Model
 from lifelong.models.compute import autocast, set_attention
@@ -68,7 +69,8 @@ def measure(settings: Settings) -> list[Figure]:
             train(life, folder, precision, turns)
         per_token = operations(life)
     found = [
-        figure(settings, name, turns.blocks["ours"], blocks, per_token) for name, blocks in turns.blocks.items()
+        figure(settings, name, turns.blocks["ours"], blocks, per_token)
+        for name, blocks in turns.blocks.items()
         if name != "ours"
     ]  # fmt: skip
     return found if "TRL" in turns.blocks else [*found, missing()]
@@ -85,8 +87,8 @@ SENTENCES = {
 def figure(settings: Settings, name: str, ours: list[Block], other: list[Block], per_token: float) -> Figure:
     quickest = min(block.cost for block in ours)
     return Figure(
-        question=f"Fine-tuning {title(settings.name)} on instructions with LoRA, 16 rows a step, bfloat16: real "
-        f"tokens per second of ours against {SENTENCES[name]}",
+        question=f"Fine-tuning {title(settings.name)} on instructions with LoRA, 16 rows a step, bfloat16: "
+        f"real tokens per second of ours against {SENTENCES[name]}",
         ours=1 / middle(ours), baseline=1 / middle(other), unit="tokens/s",
         value=1 / ratio(ours, other), limit=LIMITS[name], at_most=False,
         spread=f"best against best {1 / best_ratio(ours, other):.3f}; {len(ours)} turns",
@@ -109,7 +111,7 @@ def operations(life: Life) -> float:
     network = life.network
     lora = sum(parameter.numel() for parameter in life.params.values())
     labelled = [sum(label != IGNORED for label in item.example["labels"]) for item in life.pool]
-    part = sum(labelled) / sum(life.lengths())
+    part = sum(labelled) / sum(lengths(life))
     return 4 * linear_weights(network) + 6 * lora + 4 * part * head_weights(network)
 
 
@@ -179,9 +181,11 @@ class Trl:
     """Runs of SFTTrainer; the first step of each run warms up and is not counted."""
 
     def __init__(self, model: Model, rows: Sequence[Row], place: str) -> None:
-        from datasets import Dataset
+        from datasets import Dataset, disable_progress_bars
+        from transformers import PrinterCallback
         from trl import SFTConfig, SFTTrainer
 
+        disable_progress_bars()
         seen, device = Seen(), model.device
 
         class Watched(SFTTrainer):
@@ -202,14 +206,16 @@ class Trl:
 
         config = SFTConfig(
             output_dir=place, per_device_train_batch_size=BATCH, completion_only_loss=True, packing=False,
-            gradient_checkpointing=False, learning_rate=RATE, lr_scheduler_type="constant", save_strategy="no",
-            report_to="none", disable_tqdm=True, use_cpu=device.type == "cpu", max_steps=2, dataset_num_proc=None,
+            gradient_checkpointing=False, learning_rate=RATE, lr_scheduler_type="constant",
+            save_strategy="no", report_to="none", disable_tqdm=True, max_steps=2,
+            use_cpu=device.type == "cpu",
         )  # fmt: skip
         self.seen, self.runs = seen, 0
         self.trainer = Watched(
             model=model.network, args=config, train_dataset=Dataset.from_list([dict(row) for row in rows]),
             processing_class=model.processor, peft_config=lora_config(),
         )  # fmt: skip
+        self.trainer.remove_callback(PrinterCallback)
 
     def __call__(self, steps: int) -> Block:
         seen = self.seen

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.figure import Figure, Settings
-from bench.session import SEED, SMALL, Size, llama, random_texts, stream_of
+from bench.session import SEED, SMALL, llama, random_texts, stream_of
 from lifelong import launch
 from lifelong.core.composition import Methods
 from lifelong.core.engine import Settings as RunSettings
@@ -46,8 +46,8 @@ def wall_time() -> Figure:
         bare.append(seconds([sys.executable, "-c", "pass"]))
     ours, bare = ours[1:], bare[1:]  # the first one fills the disk cache
     return Figure(
-        question=f"Seconds until `lifelong --help` has answered, against a Python that does nothing; median of {TURNS} "
-        "fresh processes",
+        question=f"Seconds until `lifelong --help` has answered, against a Python that does nothing; "
+        f"median of {TURNS} fresh processes",
         ours=statistics.median(ours), baseline=statistics.median(bare), unit="s",
         value=statistics.median(ours), value_unit="s", limit=LIMIT,
         spread=f"from {min(ours):.3f} to {max(ours):.3f} s",
@@ -69,12 +69,13 @@ def imports(name: str, words: list[str]) -> Figure:
     return Figure(
         question=f"Heavy packages that `lifelong {name}` loads (of {', '.join(HEAVY)})",
         ours=None, baseline=None, unit="", value=len(loaded), value_unit="packages", limit=0,
-        arithmetic=f"loaded: {', '.join(loaded)}" if loaded else "none is in sys.modules when the process ends",
+        arithmetic=f"loaded: {', '.join(loaded)}" if loaded else "none of them",
     )  # fmt: skip
 
 
-def finished_run(folder: Path, size: Size = SMALL._replace(tokens=16)) -> Path:
+def finished_run(folder: Path) -> Path:
     """A run of two steps, for the report to read."""
+    size = SMALL._replace(tokens=16)
     rows, objective = random_texts(size, 2 * size.batch_size), CausalLm(block_size=size.tokens)
     stream = stream_of(rows, objective, size.batch_size, steps=2)
     judge = EvalSet(name="stage 1", rows=rows[:4], objective=objective, metric=Perplexity())

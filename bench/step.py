@@ -16,6 +16,7 @@ from bench.session import (
     RATE,
     SMALL,
     Size,
+    batches_of,
     head_weights,
     linear_weights,
     llama,
@@ -27,7 +28,6 @@ from bench.session import (
 )
 from bench.timing import Block, Turns, best_ratio, middle, now, ratio, share, steady
 from lifelong.core.composition import Methods
-from lifelong.core.life import Life
 from lifelong.models.compute import autocast
 from lifelong.objectives.causal_lm import CausalLm
 from lifelong.tuners.full import Full
@@ -56,7 +56,7 @@ def compare(size: Size, precision: str, limit: float, settings: Settings) -> Fig
     with opened(model, stream, Methods(tuner=Full()), precision) as (life, folder):
 
         def begin() -> dict:
-            bare.append(Bare(twin, collated(life), precision))
+            bare.append(Bare(twin, batches_of(life, plan_of(life, 0)), precision))
             return {"bare": bare[0]}
 
         turns = Turns(begin, lambda first, last: last - first, block, warm_up, settings.torch_device)
@@ -65,18 +65,16 @@ def compare(size: Size, precision: str, limit: float, settings: Settings) -> Fig
     ours, other = turns.blocks["ours"], turns.blocks["bare"]
     apart = max(abs(a - b) for a, b in zip(turns.losses, bare[0].losses, strict=False))
     return Figure(
-        question=f"One training step, {size.name}, all weights, {precision}: our loop against a bare PyTorch loop",
+        question=f"One training step, {size.name}, all weights, {precision}: our loop against a bare "
+        "PyTorch loop",
         ours=middle(ours) * 1e3, baseline=middle(other) * 1e3, unit="ms per step",
         value=ratio(ours, other), limit=limit,
         spread=f"best against best {best_ratio(ours, other):.3f}; {len(ours)} turns of {block} steps; "
         f"the two losses differ by at most {apart:.1e} over {len(bare[0].losses)} steps",
-        arithmetic=share(operations(size, model.network), min(b.cost for b in ours), settings.device, precision),
+        arithmetic=share(
+            operations(size, model.network), min(b.cost for b in ours), settings.device, precision
+        ),
     )  # fmt: skip
-
-
-def collated(life: Life) -> list[dict[str, torch.Tensor]]:
-    plan = plan_of(life, 0)
-    return [life.batches(life.items(plan[step].rows), None)[0].batch for step in range(plan.num_steps)]
 
 
 def operations(size: Size, network: nn.Module) -> float:

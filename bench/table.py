@@ -52,5 +52,6 @@ def show(name: str, figures: Sequence[Figure]) -> str:
 def _verdict(figure: Figure) -> str:
     if figure.limit is None:
         return "reported, no limit"
-    bound = f"{'at most' if figure.at_most else 'at least'} {figure.limit:g}{figure.value_unit if figure.value_unit == 'x' else ''}"
+    unit = "x" if figure.value_unit == "x" else ""
+    bound = f"{'at most' if figure.at_most else 'at least'} {figure.limit:g}{unit}"
     return f"limit: {bound}   {'holds' if figure.holds else 'BROKEN'}"

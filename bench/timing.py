@@ -130,9 +130,10 @@ def peak(device: str, dtype: torch.dtype, size: int = 2048, repeats: int = 12) -
 
 
 def share(operations: float, seconds: float, device: str, precision: str) -> str:
-    """`1.2e+11 operations in 0.9 s: 45 % of the 290 thousand million a second ...`."""
+    """How much of the machine's best a stretch of work reached, in words."""
     top = peak(device, getattr(torch, precision))
     return (
         f"{operations:.2e} operations in {seconds * 1e3:.4g} ms = {operations / seconds / 1e9:.4g} GFLOP/s, "
-        f"{100 * operations / seconds / top:.0f} % of the {top / 1e9:.0f} that a 2048^3 {precision} product reaches here"
+        f"{100 * operations / seconds / top:.0f} % of the {top / 1e9:.0f} that a 2048^3 {precision} "
+        "product reaches here"
     )

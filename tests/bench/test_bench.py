@@ -1,0 +1,137 @@
+"""The harness on tiny models: it runs, compares like with like, and says so when a limit is broken."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from bench import __main__ as program
+from bench import importance, o_lora, overhead, scoring, session, sft, step, table, timing
+from bench.figure import Figure, Settings
+from lifelong.core.engine import Event
+
+TINY = session.Size(2, 32, 64, 2, 16)
+SETTINGS = Settings(quick=True, name="tiny", loaded=lambda: tiny.model("llama"))
+FIGURE = Figure(question="Is it quick?", ours=2.0, baseline=1.0, unit="ms", value=2.0, limit=1.5)
+
+
+@pytest.fixture(autouse=True)
+def small_peak(monkeypatch):
+    monkeypatch.setattr(timing, "peak", lambda device, dtype: 1e12)
+
+
+def test_both_loops_of_a_step_lose_the_same():
+    settings = replace(SETTINGS, quick=True)
+    found = step.compare(TINY, "float32", 1.1, settings)
+    apart = float(found.spread.partition("at most ")[2].split()[0])
+    assert apart < 1e-5  # the same weights, rows, order and update
+    assert found.ours > 0 and found.baseline > 0 and found.unit == "ms per step"
+
+
+def test_a_step_on_other_batches_is_noticed(monkeypatch):
+    right = step.batches_of
+    monkeypatch.setattr(step, "batches_of", lambda life, plan: right(life, plan)[::-1])
+    found = step.compare(TINY, "float32", 1.1, SETTINGS)
+    assert float(found.spread.partition("at most ")[2].split()[0]) > 1e-4
+
+
+def test_turns_leave_out_what_the_others_take():
+    clock = iter(range(1000))
+    made = []
+
+    def worker(steps):
+        made.append(steps)
+        for _ in range(50):
+            next(clock)
+        return timing.Block(50.0, steps)
+
+    turns = timing.Turns(
+        lambda: {"other": worker}, lambda first, last: last - first, 3, 2, torch.device("cpu")
+    )
+    timing_now, timing.now = timing.now, lambda device: float(next(clock))
+    try:
+        for number in range(1, 2 + 3 * 4 + 1):
+            turns(Event("step", 1, number, loss=1.0))
+    finally:
+        timing.now = timing_now
+    assert made == [2, 3, 3, 3, 3]
+    assert [block.seconds for block in turns.blocks["ours"]] == [3.0] * 4  # one tick a step, none of the 50
+    assert len(turns.losses) == 14
+
+
+def test_ratio_is_the_median_over_neighbours():
+    ours = [timing.Block(seconds, 1) for seconds in (2.0, 20.0, 2.0)]
+    other = [timing.Block(seconds, 2) for seconds in (2.0, 20.0, 1.0)]  # twice the work
+    assert timing.ratio(ours, other) == 2.0
+    assert timing.best_ratio(ours, other) == 4.0
+
+
+def test_importance_equals_one_backward_per_example():
+    model, rows = session.llama(TINY, "cpu"), session.random_texts(TINY, 8)
+    objective = importance.CausalLm(block_size=TINY.tokens)
+    context = importance.context_of(model, rows, objective, importance.Full(), "float32")
+    made, plain = importance.ours(context, 4), importance.one_by_one(context)
+    assert importance.worst(made, plain) < 1e-4
+    assert importance.worst({name: 2 * value for name, value in made.items()}, plain) > 0.5
+    assert importance.worst(importance.one_forward(context, 4), plain) < 1e-4
+
+
+def test_a_late_stage_keeps_its_pairs():
+    model, size = session.llama(TINY, "cpu"), TINY
+    rows, objective = session.random_texts(size, 4), importance.CausalLm(block_size=size.tokens)
+    stream = session.stream_of(rows, objective, 2, 2, stages=6)
+    life = o_lora.life_in_stage(model, stream, o_lora.OLora(rank=2), "float32", 5)
+    spaces = life.methods.tuner.subspaces(model, life.tuner_state)
+    assert life.stage == 5 and all(space.past.shape[0] == 10 for space in spaces.values())
+    assert session.Stepper(life, 5)(2).amount == 2 and life.step == 2
+
+
+def test_methods_cost_is_reported_for_each():
+    found = overhead.compare(SETTINGS, TINY)
+    assert len(found) == sum(bool(case.beside) for case in overhead.CASES.values())
+    assert all(figure.value > 0 and figure.holds is None for figure in found)
+
+
+def test_scoring_and_fine_tuning_run_on_a_tiny_model(monkeypatch):
+    monkeypatch.setattr(scoring, "TOKENS", 40)
+    best, every = scoring.measure(SETTINGS)
+    assert best.limit == 5.0 and every.limit is None and best.baseline == every.baseline
+    monkeypatch.setattr(
+        sft, "prompts", lambda: [{"prompt": "a b c" * i, "completion": "d"} for i in range(1, 20)]
+    )
+    monkeypatch.setattr(sft.importlib.util, "find_spec", lambda name: None)
+    *found, about_trl = sft.measure(SETTINGS)
+    assert [figure.limit for figure in found] == [1.4, None] and about_trl.holds is None
+
+
+@pytest.mark.parametrize(
+    "value, at_most, holds", [(1.5, True, True), (1.6, True, False), (1.4, False, False)]
+)
+def test_limits(value, at_most, holds):
+    assert replace(FIGURE, value=value, at_most=at_most).holds is holds
+    assert replace(FIGURE, limit=None).holds is None
+
+
+def test_table_says_what_is_broken():
+    text = table.show("step", [FIGURE, replace(FIGURE, value=1.0), replace(FIGURE, limit=None)])
+    assert text.count("BROKEN") == 1 and text.count("holds") == 1 and text.count("no limit") == 1
+
+
+@pytest.mark.parametrize("value, status", [(2.0, 1), (1.0, 0)])
+def test_status_follows_the_limits(monkeypatch, tmp_path, value, status):
+    monkeypatch.setattr(overhead, "measure", lambda settings: [replace(FIGURE, value=value)])
+    assert program.main(["overhead", "--quick", "--json", str(tmp_path / "f.json")]) == status
+    written = json.loads((tmp_path / "f.json").read_text())
+    assert written["figures"][0]["holds"] is (status == 0) and written["quick"]
+
+
+def test_unknown_question_is_named(capsys):
+    with pytest.raises(SystemExit):
+        program.main(["stepp"])
+    assert "stepp" in capsys.readouterr().err
