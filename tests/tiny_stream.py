@@ -48,9 +48,16 @@ def stream(
             name=name, rows=rows(name, 6, 1, vision), objective=objective, metric=Accuracy(), labels=labels
         )
         made.append(
-            Stage(name=name, rows=rows(name, count, 0, vision), evals=(judge,), objective=objective, labels=labels,
-                  budget=budget or Budget(epochs=1), optimization=Optimization(**settings))
-        )  # fmt: skip
+            Stage(
+                name=name,
+                rows=rows(name, count, 0, vision),
+                evals=(judge,),
+                objective=objective,
+                labels=labels,
+                budget=budget or Budget(epochs=1),
+                optimization=Optimization(**settings),
+            )
+        )
     held = ()
     if general and not vision:
         text = [{"text": row["text"]} for row in rows("city", 4, 2)]
