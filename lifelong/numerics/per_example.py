@@ -226,7 +226,17 @@ class PerExample:
         """Measured against the terms of the sum too: they may cancel (a bias of attention's keys)."""
         terms = sum((share.magnitude(attribute) for attribute, share in shares), made.new_zeros(()))
         scale = torch.maximum(expected.norm(), 0.03 * terms)
-        return _close(made, expected, scale, self.params[name].dtype)
+        return _close(made, expected, scale, self._coarsest())
+
+    def _coarsest(self) -> torch.dtype:
+        """The type that rounds most on the way: float32 adapters beside bfloat16 weights are no more
+        exact than those.
+        """
+        kinds = {p.dtype for p in self.network.parameters() if p.is_floating_point()}
+        device = next(self.network.parameters()).device.type
+        if torch.is_autocast_enabled(device):
+            kinds.add(torch.get_autocast_dtype(device))
+        return min(kinds, key=lambda kind: kind.itemsize)
 
     def _one_by_one(self, names: list[str], values: Tensor, keep: bool) -> dict[str, Tensor]:
         """One backward pass per example."""

@@ -160,6 +160,19 @@ def test_sixteen_bit_network_takes_one_pass():
     same(made, {n: g.float() for n, g in brute_force(params, score, inputs).items()}, tolerance=0.05)
 
 
+def test_float32_adapters_beside_sixteen_bit_weights_take_one_pass():
+    """Compared as if they were exact to float32, all of them would take the slow way."""
+    network = tiny.network("llama").to(torch.bfloat16)
+    params = add_adapters(network)
+    score, inputs = scorer("llama", network)
+    series = PerExample(network, params)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        made = series.gradients(lambda: score(inputs))
+        expected = brute_force(params, score, inputs)
+    assert not series.exact
+    same(made, expected, tolerance=0.05)
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_network_is_left_as_it_was(fails):
     network = tiny.network("llama")
