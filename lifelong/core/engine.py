@@ -108,7 +108,7 @@ def train_stage(
     saved = time.monotonic()
 
     while life.learns_by_gradient() and not meter.finished(life.step):
-        torch.manual_seed(derive(settings.seed, index, life.step))  # dropout: the same after a resume
+        seed_dropout(derive(settings.seed, index, life.step), life.model.device)
         progress = meter.progress(life.step)
         rate = stage.optimization.learning_rate * stage.optimization.schedule.scale(progress)
         life.num_steps, life.learning_rate = progress.num_steps, rate
@@ -145,6 +145,15 @@ def train_stage(
     folder.flush_log()
     folder.write(index + 1, "cost.json", {"name": stage.name, **meter.totals(), **life.sizes()})
     folder.save(index, None, *life.snapshot())
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Dropout draws the same after a resume. `torch.manual_seed` seeds every kind of accelerator and
+    takes 0.1 ms, a hundred times as long.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 class Meter:
