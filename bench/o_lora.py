@@ -1,7 +1,7 @@
 """Does a step cost more in stage 50 than in stage 2?
 
 O-LoRA with its orthogonality term keeps a low-rank pair of every finished stage. Two lives of one
-model take turns: one remembers 1 pair per module, the other 49, of random values.
+model take turns: one remembers 1 pair per module, the other 49, of random values. Both see the same rows.
 """
 
 import torch
@@ -58,7 +58,9 @@ def compare(
     for index, model in zip((EARLY, LATE), models, strict=True):
         stream = stream_of(rows, objective, batch_size, steps, stages=LATE + 1)
         set_attention(model, "auto", stream)
-        workers[str(index)] = Stepper(life_in_stage(model, stream, tuner, precision, index), index)
+        workers[str(index)] = Stepper(
+            life_in_stage(model, stream, tuner, precision, index), EARLY
+        )  # same rows
     blocks = in_turns(workers, size, repeats)
     late, early = blocks[str(LATE)], blocks[str(EARLY)]
     past = LATE * tuner.rank

@@ -103,7 +103,7 @@ def test_scoring_and_fine_tuning_run_on_a_tiny_model(monkeypatch):
     best, every = scoring.measure(SETTINGS)
     assert best.limit == 5.0 and every.limit is None and best.baseline == every.baseline
     monkeypatch.setattr(
-        sft, "prompts", lambda: [{"prompt": "a b c" * i, "completion": "d"} for i in range(1, 20)]
+        sft, "prompts", lambda: [{"prompt": "a b c" * (i % 18), "completion": "d"} for i in range(1, 80)]
     )
     monkeypatch.setattr(sft.importlib.util, "find_spec", lambda name: None)
     *found, about_trl = sft.measure(SETTINGS)
