@@ -12,7 +12,7 @@ import torch
 
 from lifelong import __version__
 from lifelong.core import engine, evaluation
-from lifelong.core.agreement import check_kinds, check_objectives
+from lifelong.core.agreement import check_head, check_kinds, check_objectives
 from lifelong.core.axes import Method
 from lifelong.core.composition import Methods, axis_of, compose
 from lifelong.core.engine import Listener, Settings
@@ -74,6 +74,7 @@ def run(
     if isinstance(model, str):
         model = load_model(chosen) if chosen else pretrained.load(model)
     check_kinds(stream, model)
+    check_head(stream, methods, model)
     record = {} if chosen is None else chosen.resolved()
     if chosen is not None:
         compute.set_attention(model, chosen.attention, stream)
@@ -129,6 +130,8 @@ def settings_of(chosen: RunConfig) -> Settings:
         checkpoint_seconds=chosen.checkpoint_seconds,
         keep_checkpoints=chosen.keep_checkpoints,
         trackers=tuple(chosen.trackers),
+        diagnostics=build.diagnostics(chosen.diagnostics),
+        evaluate_steps=chosen.evaluate_steps,
     )
 
 

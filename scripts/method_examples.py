@@ -65,7 +65,12 @@ def _quoted(value: Any) -> str:
 
 
 def companions(each: Description) -> list[str]:
-    """Tuners that must be named beside a penalty: none where the default tuner serves."""
+    """Tuners that must be named beside a method: none where the default tuner serves."""
+    if each.axis == "mergers":
+        found = discover.names("tuners")
+        return [name for name in found if constants("tuners", name).get("interpolates", False)][:1]
+    if each.axis == "analytic":
+        return [] if constants(each.axis, each.id).get("gradient_stages", 0) else ["frozen"]
     if each.axis != "penalties" or not constants(each.axis, each.id).get("needs_subspaces", False):
         return []
     return [name for name in discover.names("tuners") if fits(name, each.id)][:1]
@@ -89,6 +94,10 @@ def stream_example(each: Description) -> str:
         stage = "stages:\n  - name: first\n    train: data/first.train.jsonl\n"
         rest = trained if each.axis == "objectives" else judged
         return f"{mine}method: sequential\ndefaults: {{epochs: 1}}\n{stage}{rest}"
+    if each.axis == "diagnostics":
+        return f"{mine}method: sequential\ndiagnostics:\n  - {entry}\ndefaults: {{epochs: 1}}\n{embedded}"
+    if each.axis == "analytic":  # on an encoder, which decides by a linear head
+        mine, embedded = mine.replace("smollm2", "minilm"), "stages: embedded\n"
     listed = "".join(f"  - {name}\n" for name in (*companions(each), entry))
     return f"{mine}method:\n{listed}defaults: {{epochs: 1}}\n{embedded}"
 
@@ -109,8 +118,11 @@ def _body(each: Description) -> str:
         return SCHEDULE.format(made=made)
     if each.axis == "metrics":
         return (ANSWER if about["base"] == "AnswerMetric" else MATRIX).format(made=made, id=each.id)
+    if each.axis == "diagnostics":
+        return DIAGNOSTIC.format(made=made)
     beside = [f"ll.tuners.{camel(name)}()" for name in companions(each)]
     text = RUN.format(methods=f"[{', '.join((*beside, made))}]")
+    text = text.replace("smollm2", "minilm") if each.axis == "analytic" else text
     return text + (MEMORY.format(made=made) if each.axis == "replay" else "")
 
 
@@ -118,6 +130,11 @@ RUN = """
 methods = {methods}
 run = ll.run("smollm2", "stream.yaml", methods=methods, output="runs/example")
 print(run.matrix.average_accuracy, run.matrix.forgetting)
+"""
+DIAGNOSTIC = """from lifelong.core.engine import Settings
+
+looking = Settings(diagnostics=({made},))
+run = ll.run("smollm2", "stream.yaml", methods="sequential", output="runs/example", settings=looking)
 """
 MEMORY = """
 # in a loop of your own

@@ -31,7 +31,11 @@ AXES = {  # axis: (what one of it is called, the question that it answers)
     "tuners": ("tuner", "Where does the update live?"),
     "penalties": ("penalty", "What holds the past?"),
     "replay": ("replay memory", "What is seen again?"),
+    "mixing": ("mixing", "In which proportions are new and old rows drawn?"),
+    "mergers": ("merger", "What happens between stages?"),
+    "analytic": ("analytic learner", "What is learned in closed form?"),
     "schedules": ("schedule", "How fast?"),
+    "diagnostics": ("diagnostic", "What changed inside?"),
     "metrics": ("metric", "What is true now?"),
     "recipes": ("recipe", "Which methods go together?"),
 }

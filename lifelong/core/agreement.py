@@ -42,6 +42,20 @@ def check_kinds(stream: Stream, model: Model, trains: bool = True) -> None:
             )
 
 
+def check_head(stream: Stream, methods: Methods, model: Model) -> None:
+    """Raise UserError where a learner in closed form has no linear head to write."""
+    if methods.analytic is None:
+        return
+    for stage in stream.stages:
+        for part in stage.parts or (stage,):
+            if not part.objective.has_linear_head(model):
+                raise UserError(
+                    f"stage {part.name}: {snake(methods.analytic)} computes a linear head, which "
+                    f"{snake(part.objective)} on {model.name or 'this model'} does not decide by. Use "
+                    "classification with head: linear."
+                )
+
+
 def _objectives(stream: Stream, trains: bool) -> Iterator[tuple[str, Objective]]:
     for stage in stream.stages if trains else ():
         for part in stage.parts or (stage,):

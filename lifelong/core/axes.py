@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,58 +18,20 @@ from torch.nn import functional
 from lifelong.core.model import Model
 from lifelong.core.settings import check
 from lifelong.core.state import State
+from lifelong.core.values import (
+    IGNORED,
+    Answer,
+    Batch,
+    Encoded,
+    Example,
+    LowRank,
+    Outputs,
+    Params,
+    Progress,
+    Row,
+    Subspace,
+)
 from lifelong.errors import UserError
-
-IGNORED = -100  # label of a position that is not learned
-
-Row = Mapping[str, Any]  # one row of the user's data, as read
-Example = dict[str, Any]  # one encoded row: lists of ints or tensors, keys chosen by the objective
-Batch = dict[str, Tensor]  # collated examples
-Params = dict[str, nn.Parameter]  # trainable parameters by name
-
-
-class Outputs(NamedTuple):
-    """What the network says where an answer is known; N positions over the B examples of a batch."""
-
-    logits: Tensor  # (N, C) C = vocabulary or known labels
-    targets: Tensor  # (N,) int64 in [0, C)
-    owners: Tensor  # (N,) int64 in [0, B): the example that each position belongs to
-
-
-class Encoded(NamedTuple):
-    examples: list[Example]
-    truncated: int  # rows whose text was cut to fit the window
-
-
-class Answer(NamedTuple):
-    """The model's answer to one evaluation row."""
-
-    prediction: str | None  # None where only likelihood was asked for
-    references: tuple[str, ...]
-    log_likelihood: float  # nats, of the reference (first one) given the prompt
-    tokens: int  # labelled positions behind log_likelihood
-
-
-class Progress(NamedTuple):
-    """Where a stage stands. For a stage that ends by the clock `num_steps` is an estimate."""
-
-    step: int  # optimiser steps already made in this stage
-    num_steps: int
-
-
-class LowRank(NamedTuple):
-    """weight update of one linear module, out x in = scale * up @ down; float32."""
-
-    down: Tensor  # (rank, in), peft's lora_A
-    up: Tensor  # (out, rank), peft's lora_B
-    scale: float
-
-
-class Subspace(NamedTuple):
-    """Input directions of finished updates of one module, and those now being trained."""
-
-    past: Tensor  # (R, in) no gradient; R = 0 in the first stage
-    current: Tensor  # (r, in) trainable
 
 
 @dataclass(kw_only=True)
@@ -91,11 +53,18 @@ class Context:
     num_old_labels: int | None = None  # labels of finished stages, where a head grows
     batch: Batch | None = None  # the current step's
     outputs: Outputs | None = None  # of the current batch, with gradient
+    tasks: tuple[int, ...] = ()  # of the current batch: index of the stage that each row came from
+    loss: float | None = None  # of the step's rows, nats per labelled position, once it is known:
+    # in `after_backward`, terms on weights, `before_update` and `after_update`
     examples: Sequence[Example] = ()  # the stage's encoded training rows
+    objectives: Sequence["Objective"] = ()  # of the stages, by index
+    base: Mapping[str, Tensor] = field(default_factory=dict)  # weights before the first stage, by name
+    history: Sequence[Mapping[str, Any]] = ()  # evaluations so far, see `Diagnostic`
     batches: Callable[[Sequence[Example]], Iterator[Batch]] | None = (
         None  # collates in the given order, on the device
     )
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the run's compute type
+    forget_moments: Callable[[], None] = lambda: None  # the optimiser begins anew; in `after_update`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +123,10 @@ class Objective(Method):
         """(B, H) pooled features, for objectives that decide by a linear head."""
         raise UserError(f"{type(self).__name__} has no features; use classification with head: linear.")
 
+    def has_linear_head(self, model: Model) -> bool:
+        """Does it decide by the growing linear head of the network, on `features`?"""
+        return False
+
     def labelled(self, batch: Batch) -> int:
         """Labelled positions of a batch: the N of its `Outputs`."""
         return int((batch["labels"] != IGNORED).sum())
@@ -193,7 +166,9 @@ class Active(Method):
 
 
 class Tuner(Active):
-    """Where the update lives. `begin_stage` and `end_stage` leave the function as it was."""
+    """Where the update lives. `begin_stage` and `end_stage` leave the function as it was; where it is
+    routed (`folds` is False) a new expert may take weight from the others there.
+    """
 
     persistent: ClassVar[bool] = True  # a parameter's name means the same weight in every stage
     has_subspaces: ClassVar[bool] = False  # answers `subspaces`
@@ -202,6 +177,9 @@ class Tuner(Active):
     grows: ClassVar[bool] = False  # parameters may appear, grow or go in any hook
     interpolates: ClassVar[bool] = False  # answers `interpolate`
     needs_outputs: ClassVar[bool] = False  # asks for `loss` in every micro batch
+    pulls_old: ClassVar[bool] = False  # `loss` is about rows of earlier stages: asked for them wherever they
+    # are trained on, also where a memory weighs them itself
+    exchanges: ClassVar[bool] = False  # trainable parameters may give way to others inside a stage
 
     @abstractmethod
     def attach(self, model: Model, state: State | None, seed: int) -> State:
@@ -244,6 +222,8 @@ class Penalty(Active):
 
     needs_persistent: ClassVar[bool] = False  # compares a parameter with its own earlier value
     needs_subspaces: ClassVar[bool] = False
+    needs_same_params: ClassVar[bool] = False  # keeps parameters by name from first to last step of a stage
+    moves_weights: ClassVar[bool] = False  # writes other weights when a stage ends
     needs_outputs: ClassVar[bool] = False  # asks for `loss` in every micro batch, as a mean over its
     # labelled positions; else once per step
 
@@ -294,19 +274,30 @@ class Mixing(Active):
     """
 
     past: ClassVar[bool] = True
+    draws: ClassVar[bool] = True  # at every step, by `proportions`; else `take` picks rows once a stage
 
     @property
-    def feedback_steps(self) -> int:
-        """Judge every part each so many steps and call `observe`; 0 is never."""
-        return 0
+    def held_fraction(self) -> float:
+        """Share of every part's training rows that is held out for `observe`; at least one row if > 0."""
+        return 0.0
 
     @abstractmethod
     def init(self, context: Context) -> State:
         """State before the first stage."""
 
-    @abstractmethod
     def proportions(self, context: Context, state: State, num_parts: int) -> Sequence[float]:
-        """Probabilities of the parts for the next step; they sum to 1."""
+        """Probabilities of the parts for the next step; they sum to 1. Where `draws`."""
+        raise TypeError(f"{type(self).__name__} takes its rows when a stage begins")
+
+    def take(self, num_rows: Sequence[int]) -> Sequence[int]:
+        """How many of the rows of each part this stage sees, where not `draws`: a subset drawn once,
+        visited like the stage's own rows, each once an epoch.
+        """
+        raise TypeError(f"{type(self).__name__} draws its rows at every step")
+
+    def asks(self, context: Context, state: State, num_parts: int) -> bool:
+        """Are the losses of the held-out rows wanted before the next step?"""
+        return False
 
     def observe(self, context: Context, state: State, losses: Sequence[float]) -> State:
         """Held-out loss of every part (nats per labelled position), as measured just now."""
@@ -314,7 +305,10 @@ class Mixing(Active):
 
 
 class Merger(Active):
-    """What happens between stages: `begin_stage` sees the weights before, `end_stage` after."""
+    """What happens between stages: `begin_stage` sees the weights before, `end_stage` after. A merger
+    that changes the tuner's state leaves the new one in `context.tuner_state`. It acts before all
+    other methods take in the stage.
+    """
 
     @abstractmethod
     def init(self, context: Context) -> State:
@@ -325,6 +319,7 @@ class Analytic(Active):
     """Learns a stage in closed form, from features of the network and labels."""
 
     gradient_stages: ClassVar[int] = 0  # first stages that are trained by gradient as well
+    forgets: ClassVar[bool] = False  # answers `forget`
 
     @abstractmethod
     def init(self, num_features: int) -> State: ...
@@ -335,16 +330,25 @@ class Analytic(Active):
         their division into batches change rounding only.
         """
 
+    def forget(self, state: State, features: Tensor, labels: Tensor) -> State:
+        """The state had these rows, learned before, never been there; exact up to rounding."""
+        raise TypeError(f"{type(self).__name__} does not forget")
+
     @abstractmethod
     def head(self, state: State, num_labels: int) -> tuple[Tensor, Tensor]:
         """Weight (C, H) and bias (C,) of the linear head that decides alike."""
 
 
 class Diagnostic(Method):
-    """Looks inside after a stage; changes nothing."""
+    """Looks inside after a stage; changes nothing. `context.examples` are the stage's training rows;
+    `context.history` the evaluations up to now, oldest first, those inside stages included: dicts
+    {"stage": index, "step": optimiser steps made in it, "values": {set: figure, more is better}} of
+    the sets whose stage has begun.
+    """
 
     title: ClassVar[str] = ""
     better: ClassVar[str] = ""  # "higher", "lower", or "" where neither is
+    needs_base: ClassVar[bool] = False  # compares with `context.base`
 
     @abstractmethod
     def measure(self, context: Context) -> dict[str, float]:

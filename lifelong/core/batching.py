@@ -27,6 +27,7 @@ class Part:
     tokens: int
     pads: int
     places: tuple[int, ...] = ()  # of its examples, in the items of the step
+    tasks: tuple[int, ...] = ()  # index of the stage that each example came from
 
 
 def part(
@@ -35,6 +36,7 @@ def part(
     model: Model,
     device: torch.device,
     places: Sequence[int] = (),
+    tasks: Sequence[int] = (),
 ) -> Part:
     """Collate examples and move them to the device."""
     batch = objective.collate(examples, model)
@@ -47,6 +49,7 @@ def part(
         tokens=sum(lengths),
         pads=max(lengths) * len(lengths) - sum(lengths),
         places=tuple(places),
+        tasks=tuple(tasks),
     )
 
 
@@ -69,5 +72,6 @@ def parts(
         size_here = size or len(places)
         for start in range(0, len(places), size_here):
             chosen = places[start : start + size_here]
-            found.append(part(objective, [items[i].example for i in chosen], model, device, chosen))
+            examples, tasks = [items[i].example for i in chosen], [items[i].task for i in chosen]
+            found.append(part(objective, examples, model, device, chosen, tasks))
     return found

@@ -1,9 +1,9 @@
 """Which methods work together: one tuner, any number of penalties, at most one memory."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lifelong.core.axes import Active, Analytic, Merger, Method, Mixing, Penalty, Replay, Tuner
 from lifelong.errors import UserError
@@ -41,6 +41,11 @@ class Methods:
 
     def __post_init__(self) -> None:
         check_composition(self.parts)
+        if self.stream == "joint" and self.mixing is not None and not self.mixing.draws:
+            raise UserError(
+                f"{snake(self.mixing)} takes a share of earlier stages, and joint training has none. "
+                "Leave it out."
+            )
 
 
 def compose(parts: Sequence[Method], default: Tuner, stream: Order = "sequence", name: str = "") -> Methods:
@@ -75,6 +80,7 @@ def check_composition(parts: Sequence[Method]) -> None:
     if not tuners:
         raise UserError("a run needs a tuner, which says where the update lives.")
     tuner = tuners[0]
+    _check_pairs(parts)
     if len({snake(part) for part in parts}) < len(parts):
         raise UserError("a method is named twice; name each once.")
     for part in parts:
@@ -83,17 +89,56 @@ def check_composition(parts: Sequence[Method]) -> None:
                 f"{snake(part)} changes how much of a stage's update is kept, which {snake(tuner)} cannot "
                 "express. Take a tuner that can (full, o_lora), or leave the merger out."
             )
-        if not isinstance(part, Penalty):
-            continue
-        if part.needs_persistent and not tuner.persistent:
+        if isinstance(part, Replay) and part.projects and tuner.pulls_old:
             raise UserError(
-                f"{snake(part)} compares a weight with its own earlier value, but {snake(tuner)} trains "
-                "fresh weights in every stage. Take a tuner whose weights stay, or leave the penalty out."
+                f"{snake(tuner)} holds on to what it answers on remembered rows, but {snake(part)} trains on "
+                "none: they only correct its steps. Take a memory that trains on its rows (reservoir, der)."
             )
-        if part.needs_subspaces and not tuner.has_subspaces:
+        if isinstance(part, Penalty):
+            _check_penalty(part, tuner)
+
+
+def _check_penalty(part: Penalty, tuner: Tuner) -> None:
+    """Raise UserError where the tuner does not give what the penalty needs."""
+    if part.needs_persistent and not tuner.persistent:
+        raise UserError(
+            f"{snake(part)} compares a weight with its own earlier value, but {snake(tuner)} trains "
+            "fresh weights in every stage. Take a tuner whose weights stay, or leave the penalty out."
+        )
+    if part.needs_same_params and tuner.exchanges:
+        raise UserError(
+            f"{snake(part)} keeps the weights of a stage's first step, but {snake(tuner)} may begin "
+            "others inside a stage. Take another tuner, or leave the penalty out."
+        )
+    if part.moves_weights and type(tuner).serving is not Tuner.serving:
+        raise UserError(
+            f"{snake(part)} hands over averaged weights when a stage ends, and {snake(tuner)} answers with "
+            "averaged weights of its own. Take another tuner, or leave the penalty out."
+        )
+    if part.needs_subspaces and not tuner.has_subspaces:
+        raise UserError(
+            f"{snake(part)} needs a tuner that keeps the directions of earlier stages apart; "
+            f"{snake(tuner)} does not. Take another tuner, or leave the penalty out."
+        )
+
+
+def _check_pairs(parts: Sequence[Method]) -> None:
+    """Raise UserError for two methods that undo each other."""
+
+    def one(kind: type, holds: Callable[[Any], bool] = bool) -> Method | None:
+        return next((part for part in parts if isinstance(part, kind) and holds(part)), None)
+
+    merger, analytic, mixing, replay = one(Merger), one(Analytic), one(Mixing), one(Replay)
+    mover = one(Penalty, lambda part: part.moves_weights)
+    for left, right, why in (
+        (merger, analytic, "moves the body after the head was computed on it"),
+        (merger, mover, "sets weights at a stage's end that the other replaces"),
+        (mixing, replay, "draws rows of earlier stages itself, so that the memory would stay empty"),
+        (mixing, analytic, "draws rows again and again, where the learner takes each row once"),
+    ):
+        if left is not None and right is not None:
             raise UserError(
-                f"{snake(part)} needs a tuner that keeps the directions of earlier stages apart; "
-                f"{snake(tuner)} does not. Take another tuner, or leave the penalty out."
+                f"{snake(left)} and {snake(right)} exclude each other: {snake(left)} {why}. Leave one out."
             )
 
 

@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 
-from lifelong.core import evaluation, memory
-from lifelong.core.axes import Progress
+from lifelong.core import closed_form, evaluation, memory
+from lifelong.core.axes import Diagnostic, Progress
 from lifelong.core.composition import Methods
 from lifelong.core.feeding import lengths, next_rows, remember
 from lifelong.core.gradients import gradients
@@ -55,6 +56,8 @@ class Settings:
     checkpoint_seconds: float = 300.0  # between checkpoints inside a stage
     keep_checkpoints: int = 2  # inside a stage
     trackers: tuple[str, ...] = ()
+    diagnostics: tuple[Diagnostic, ...] = ()  # looked at after every stage
+    evaluate_steps: int | None = None  # steps between evaluations inside a stage; None: none
 
 
 def train(
@@ -73,6 +76,8 @@ def train(
     life = Life(model, stream, methods, settings.seed, settings.precision, accelerator)
     if not folder.has(0, "evaluation.json"):
         evaluation.measure(life, folder, row=0, listen=listen)
+    if any(each.needs_base for each in settings.diagnostics):
+        life.base = {n: p.detach().cpu().clone() for n, p in model.network.named_parameters()}
     life.restore(folder)
     for notice in folder.notices:
         listen(Event("notice", 0, text=notice))
@@ -83,7 +88,7 @@ def train(
                 train_stage(life, index, stage, folder, settings, listen, stop)
                 stop.check(folder)
             if index == life.stage and not folder.has(index + 1, "evaluation.json"):
-                evaluation.measure(life, folder, row=index + 1, listen=listen)
+                evaluation.measure(life, folder, index + 1, listen, settings.diagnostics)
                 stop.check(folder)
     accelerator.end_training()
     return evaluation.summarise(stream, folder)
@@ -109,7 +114,7 @@ def train_stage(
 
     while life.learns_by_gradient() and not meter.finished(life.step):
         seed_dropout(derive(settings.seed, index, life.step), life.model.device)
-        progress = meter.progress(life.step)
+        progress = meter.progress(life.step)._replace(steps_before=life.steps_before)
         rate = stage.optimization.learning_rate * stage.optimization.schedule.scale(progress)
         life.num_steps, life.learning_rate = progress.num_steps, rate
         rows, first_visit = next_rows(life, plan)
@@ -121,13 +126,15 @@ def train_stage(
                 f"rows {life.where(rows)}. Lower the learning rate, or look at these rows. All that was "
                 f"saved before is kept in {folder.path}."
             )
-        life.update(rate)
+        life.update(rate, taken.loss)
         if first_visit:
             remember(life, rows, taken.logits)
         life.step += 1
 
         meter.add(taken.tokens, taken.pads)
         record = {"stage": index, "step": life.step - 1, "loss": taken.loss, "penalties": taken.terms}
+        if settings.evaluate_steps and life.step % settings.evaluate_steps == 0:
+            record["values"] = meter.beside(partial(evaluation.glance, life))
         spent = {"tokens": taken.tokens, "seconds": round(meter.seconds, 4)}
         folder.log({**record, "learning_rate": rate, **spent})
         if settings.trackers:
@@ -141,6 +148,7 @@ def train_stage(
             stop.check(folder)
 
     life.spent = meter.totals()
+    closed_form.learn(life)
     life.end_stage()
     folder.flush_log()
     folder.write(index + 1, "cost.json", {"name": stage.name, **meter.totals(), **life.sizes()})
@@ -177,6 +185,13 @@ class Meter:
         self.spent["tokens"] += tokens
         self.spent["pad_tokens"] += pads
         self.spent["steps"] += 1
+
+    def beside(self, work: Callable[[], Any]) -> Any:
+        """Do `work`; its time is not the stage's."""
+        begun = time.perf_counter()
+        done = work()
+        self.begun += time.perf_counter() - begun
+        return done
 
     def finished(self, step: int) -> bool:
         out_of_time = self.budget_seconds is not None and self.seconds >= self.budget_seconds

@@ -3,12 +3,13 @@
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from lifelong.core import discover
-from lifelong.core.axes import Answer, AnswerMetric, MatrixMetric
+from lifelong.core.axes import Answer, AnswerMetric, Diagnostic, MatrixMetric
 from lifelong.core.composition import snake
 from lifelong.core.encoding import place
 from lifelong.core.life import Life
@@ -16,6 +17,7 @@ from lifelong.core.matrix import AccuracyMatrix, GeneralSet
 from lifelong.core.stream import EvalSet, Stream
 from lifelong.errors import UserError
 from lifelong.numerics.intervals import bootstrap_interval
+from lifelong.numerics.swap import evaluating
 from lifelong.store.files import read_json
 from lifelong.store.run import UNTRAINED, RunFolder
 
@@ -67,7 +69,9 @@ def judge(model: Any, each: EvalSet, labels: Sequence[str]) -> tuple[dict[str, A
     }, answers  # fmt: skip
 
 
-def measure(life: Life, folder: RunFolder, row: int, listen: Any) -> None:
+def measure(
+    life: Life, folder: RunFolder, row: int, listen: Any, diagnostics: Sequence[Diagnostic] = ()
+) -> None:
     """Write the evaluation of the model as it stands: row 0 before training, row k after stage k."""
     stream = life.stream
     sets = [(task, each) for task, each in stream.columns()] + [(None, each) for each in stream.general]
@@ -80,6 +84,9 @@ def measure(life: Life, folder: RunFolder, row: int, listen: Any) -> None:
         listen(_event(row, number + 1, len(sets), each.name))
     folder.write_lines(row, "answers.jsonl", lines)
     name = UNTRAINED if row == 0 else stream.stages[row - 1].name
+    if row and diagnostics:
+        told = diagnose(life, diagnostics, history(stream, folder, row, found))
+        folder.write(row, "diagnostics.json", told)
     seconds = time.perf_counter() - begun
     if folder.has(row, "cost.json"):
         cost = read_json(folder.stage(row) / "cost.json")
@@ -87,6 +94,47 @@ def measure(life: Life, folder: RunFolder, row: int, listen: Any) -> None:
     folder.write(
         row, "evaluation.json", {"stage": None if row == 0 else name, "seconds": seconds, "sets": found}
     )
+
+
+def glance(life: Life) -> dict[str, float]:
+    """Figures, more is better, of the sets whose stage has begun, in the midst of a stage."""
+    stream, row = life.stream, life.stage + 1
+    with life.autocast(), life.serving():
+        return {
+            each.name: judge(life.model, each, candidates(stream, each, row))[0]["benefit"]
+            for task, each in stream.columns()
+            if task <= life.stage
+        }
+
+
+def history(
+    stream: Stream, folder: RunFolder, rows: int, last: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Evaluations of the first `rows` stages, as diagnostics see them; `last` are the newest sets."""
+    log, found = folder.read_log(), []
+    for index in range(rows):
+        sets = last if index == rows - 1 else read_json(folder.stage(index + 1) / "evaluation.json")["sets"]
+        steps = read_json(folder.stage(index + 1) / "cost.json")["steps"]
+        for line in log:
+            if line["stage"] == index and "values" in line and line["step"] + 1 < steps:
+                found.append({"stage": index, "step": line["step"] + 1, "values": line["values"]})
+        values = {s["name"]: s["benefit"] for s in sets if not s["general"] and s["task"] <= index}
+        found.append({"stage": index, "step": steps, "values": values})
+    return found
+
+
+def diagnose(
+    life: Life, diagnostics: Sequence[Diagnostic], evaluations: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """What every diagnostic says of the model as it stands."""
+    life.ensure_rows()
+    context = replace(life.context(boundary=True), history=evaluations)
+    found = []
+    for each in diagnostics:
+        with evaluating(life.network), life.serving():
+            figures = each.measure(context)
+        found.append({"id": snake(each), "title": each.title, "better": each.better, "figures": figures})
+    return {"stage": life.stream.stages[life.stage].name, "diagnostics": found}
 
 
 def plain(answer: Answer) -> dict[str, Any]:

@@ -10,59 +10,51 @@ from lifelong.core.axes import Row
 from lifelong.core.batching import Item
 from lifelong.core.life import Life
 from lifelong.core.plan import Plan, draw
+from lifelong.numerics.swap import evaluating
+
+ROWS_AT_ONCE = 16  # in a pass that only measures
 
 
 def next_rows(life: Life, plan: Plan) -> tuple[np.ndarray, bool]:
     """Rows of the next step, and whether they are seen for the first time. A mixing draws them from
-    the parts in its proportions; `drawn` in its state counts the rows taken of each.
+    the parts in its proportions; `drawn` in its state counts the rows taken of each. Where it wants
+    the stage's own rows alone, they come as they would without it.
     """
     mixing = life.methods.mixing
-    if mixing is None:
+    if mixing is None or not mixing.draws:
         return plan[life.step]
-    state, context = life.states["mixing"], life.context()
-    if mixing.feedback_steps and life.step % mixing.feedback_steps == 0:
-        state = mixing.observe(
-            context,
-            state,
-            part_losses(
-                life,
-            ),
-        )
-    shares = mixing.proportions(context, state, len(life.ranges))
-    drawn = state.get("drawn", {}).get(str(life.stage), [0] * len(life.ranges))
-    rows, drawn = draw(life.ranges, shares, drawn, len(plan[life.step].rows), context.seed, life.step)
+    state, context, num_parts = life.states["mixing"], life.context(), len(life.ranges)
+    if life.held and mixing.asks(context, state, num_parts):
+        state = mixing.observe(context, state, part_losses(life))
+    shares, step = mixing.proportions(context, state, num_parts), plan[life.step]
+    if shares[-1] == 1 and life.ranges[-1].start == life.own:
+        life.states["mixing"] = state
+        return step.rows + life.own, step.first_visit
+    drawn = state.get("drawn", {}).get(str(life.stage), [0] * num_parts)
+    rows, drawn = draw(life.ranges, shares, drawn, len(step.rows), context.seed, life.step)
     life.states["mixing"] = {**state, "drawn": {str(life.stage): drawn}}
     return rows, False
 
 
 def part_losses(life: Life) -> list[float]:
-    """Held-out loss of every part, in nats per labelled position."""
-    training, found = life.network.training, []
-    life.network.eval()
-    with torch.no_grad(), life.autocast():
-        for task in life.part_tasks:
-            part = life.tasks[task]
-            rows = [row for each in part.evals for row in each.rows]
-            examples = part.objective.encode(rows, life.model, life.stream.labels()).examples
-            total = count = 0.0
-            for each in life.batches([Item(task, example) for example in examples], 16):
+    """Loss of the held-out rows of every part, in nats per labelled position."""
+    found = []
+    with torch.no_grad(), evaluating(life.network), life.autocast():
+        for held in life.held:
+            total, count = 0.0, 0
+            for each in life.batches(held, ROWS_AT_ONCE):
                 losses = each.objective.loss(each.objective.forward(life.network, each.batch))
                 total, count = total + float(losses.sum()), count + len(losses)
-            found.append(total / max(count, 1))
-    life.network.train(training)
+            found.append(life.summed(total) / max(life.total(count), 1))
     return found
 
 
 def lengths(life: Life) -> list[int]:
-    """Positions of every row that the budget of the stage counts: its own, not those that a mixing
-    draws from earlier stages.
+    """Positions of every row that the budget of the stage counts: its own, and those taken from earlier
+    stages when it begins; not those that a mixing draws step by step.
     """
     mixing = life.methods.mixing
-    counted = life.pool
-    if mixing is not None and mixing.past:
-        stage = life.stream.stages[life.stage]
-        own = life.ranges[-len(stage.parts or (stage,)) :]
-        counted = life.pool[own[0].start :]
+    counted = life.pool[life.own :] if mixing is not None and mixing.draws else life.pool
     return [life.objectives[item.task].length(item.example) for item in counted]
 
 

@@ -63,6 +63,7 @@ def gradients(life: Life, rows: np.ndarray, micro_batch_size: int | None, first_
     if old and apart and not replay.projects:
         add(sums, backward_memory(life, old, micro_batch_size))
     gather_gradients(life)
+    life.loss = life.summed(total)
     life.call("after_backward")
     with life.autocast():
         on_weights = terms(life)
@@ -120,16 +121,22 @@ def gradient_of(life: Life, items: Sequence[Item], size: int | None) -> dict[str
 
 
 def backward_memory(life: Life, items: Sequence[Item], size: int | None) -> Terms:
-    """Gradient of the memory's own loss on its items."""
-    replay, terms = life.methods.replay, {}
-    for number, part in enumerate(life.batches(items, size)):
+    """Gradient of the memory's own loss on its items, and of a tuner's term on rows of earlier stages."""
+    replay, tuner, found = life.methods.replay, life.methods.tuner, {}
+    parts = life.batches(items, size)
+    count = life.total(sum(part.labelled for part in parts))
+    for part in parts:
         with life.autocast():
             outputs = part.objective.forward(life.network, part.batch)
-            share = len(part.places) / len(items)
-            term = replay.loss(outputs, [items[i].memory for i in part.places]) * share
-        life.accelerator.backward(term)
-        terms[f"{snake(replay)}.{number}" if number else snake(replay)] = term.detach()
-    return {snake(replay): sum(terms.values())}
+            term = replay.loss(outputs, [items[i].memory for i in part.places])
+            own = tuner.loss(life.context(part, outputs), life.tuner_state) if tuner.pulls_old else None
+        made = {snake(replay): term * (len(part.places) / len(items))}
+        if own is not None:
+            made[snake(tuner)] = own * (part.labelled / count)
+        life.accelerator.backward(sum(made.values()))
+        for name, each in made.items():
+            found[name] = found.get(name, 0.0) + each.detach()
+    return found
 
 
 def logits_by_place(part: Part, outputs: Outputs) -> dict[int, Tensor]:

@@ -9,12 +9,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lifelong.core import batching, head
+from lifelong.core import batching, head, stage_rows
 from lifelong.core import state as states
 from lifelong.core.axes import (
     Active,
     Analytic,
     Context,
+    Merger,
     Outputs,
     Params,
     Penalty,
@@ -52,30 +53,30 @@ class Life:
         precision: str,
         accelerator: Accelerator,
     ) -> None:
-        self.model = model
-        self.network = model.network
+        self.model, self.network = model, model.network
         self.stream = stream
         self.methods = methods
-        self.seed = seed
-        self.precision = precision
+        self.seed, self.precision = seed, precision
         self.accelerator = accelerator
         self.network.to(accelerator.device)
         if precision == "bfloat16" and not methods.tuner.trains_base:
             self.network.to(torch.bfloat16)  # frozen weights are read in the compute type
         self.tasks = [part for stage in stream.stages for part in (stage.parts or (stage,))]
         self.stage, self.step = -1, None
-        self.spent: dict[str, float] = {}
-        self.truncated = 0
+        self.spent: dict[str, float] = {}  # by the stage
         self.pool: list[Item] = []
         self.rows: list[Row] = []
         self.ranges: list[range] = []  # of the pool, by part
-        self.part_tasks: list[int] = []
+        self.held: list[list[Item]] = []  # rows that only measure, by part
+        self.own, self.steps_before, self.truncated = 0, 0, 0  # first own row of the pool; earlier steps
+        self.base: dict[str, Tensor] = {}  # weights before the first stage, for diagnostics that ask
         self.objectives = [task.objective for task in self.tasks]
         self.actors = methods.actors()
         self.states: dict[str, states.State] = {}
         self.optimizer: torch.optim.AdamW | None = None
         self.params: Params = {}
         self.num_steps, self.learning_rate = 0, 0.0
+        self.loss: float | None = None  # of the step, between its last backward pass and its end
         self.terms_of = {  # methods with a term: on weights (False), on answers (True)
             on_answers: {
                 r: a for r, a in self.actors.items() if _has_term(a) and a.needs_outputs == on_answers
@@ -104,13 +105,13 @@ class Life:
             self._grow(index)
         self._load_values(saved["params"])
         device = self.accelerator.device
-        self.states |= {role: _to(state, device) for role, state in saved["states"].items()}
+        self.states |= {role: states.moved(state, device) for role, state in saved["states"].items()}
         self.stage, self.step = position.stage, position.step
-        self.spent = saved["spent"]
+        self.spent, self.steps_before = saved["spent"], saved["notes"]["steps_before"]
         if self.step is not None:
             stage = self.stream.stages[self.stage]
             self._encode(stage)
-            self._make_optimizer(stage, _to(saved["optimizer"], device))
+            self._make_optimizer(stage, states.moved(saved["optimizer"], device))
 
     def _fresh_states(self) -> dict[str, states.State]:
         context = self.context()
@@ -126,6 +127,7 @@ class Life:
 
     def begin_stage(self, index: int, stage: Stage) -> None:
         """The tuner and the head make room; the function stays as it was. A fresh optimiser."""
+        self.steps_before += self.spent.get("steps", 0)
         self.stage, self.step, self.spent = index, 0, {}
         self._encode(stage)
         self.call("begin_stage", ("tuner",))
@@ -139,11 +141,14 @@ class Life:
         return analytic is None or self.stage < analytic.gradient_stages
 
     def end_stage(self) -> None:
-        """Methods take in what the stage taught: the tuner last, since it may renew its weights."""
+        """Methods take in what the stage taught: mergers first, since they move the weights, the tuner
+        last, since it may renew them. The others see the weights that the model answers with.
+        """
         self.optimizer = None
-        if self.methods.analytic is not None:
-            self._learn_in_closed_form(self.methods.analytic)
-        self.call("end_stage", [role for role in self.actors if role != "tuner"])
+        mergers = [role for role, actor in self.actors.items() if isinstance(actor, Merger)]
+        self.call("end_stage", mergers)
+        with self.serving():
+            self.call("end_stage", [role for role in self.actors if role not in ("tuner", *mergers)])
         self.call("end_stage", ("tuner",))
         self.params = self.model.params()
         self.step = None
@@ -159,28 +164,12 @@ class Life:
             if context is None or at_boundary:
                 context = self.context(boundary=at_boundary)
             self.states[role] = getattr(actor, hook)(context, self.states[role])
+            if isinstance(actor, Merger):
+                self.states["tuner"] = context.tuner_state
             if role == "tuner" and self.methods.tuner.grows:
                 self.params = self.model.params()
                 self._regroup()
-
-    def _learn_in_closed_form(self, analytic: Analytic) -> None:
-        """Features of all rows of the stage, the learner's state, and the head that follows from it."""
-        classifier = head.find(self.network)
-        if classifier is None:
-            raise UserError(
-                f"{snake(analytic)} learns a linear head: use the objective classification with head: linear."
-            )
-        self.network.eval()
-        state = self.states["analytic"]
-        for part in self.batches(self.pool, 64):
-            with torch.no_grad(), self.autocast():
-                found = part.objective.features(self.network, part.batch)
-            state = analytic.learn(state, found.double(), part.batch["labels"])
-        self.states["analytic"] = state
-        weight, bias = analytic.head(state, len(classifier.labels))
-        with torch.no_grad():
-            classifier.weight.copy_(weight)
-            classifier.bias.copy_(bias)
+                context = None  # the next method sees the parameters as they are now
 
     def _grow(self, index: int) -> None:
         stage = self.stream.stages[index]
@@ -192,25 +181,16 @@ class Life:
         has_head = head.find(self.network) is not None
         self.num_old_labels = len(self.stream.labels(index)) if has_head else None
 
+    def ensure_rows(self) -> None:
+        """A run that is resumed where a stage has ended has no rows in hand."""
+        if not self.pool and self.stage >= 0:
+            self._encode(self.stream.stages[self.stage])
+
     def _encode(self, stage: Stage) -> None:
-        """Encode the rows of the stage: of its parts, and of earlier stages where a mixing draws them."""
-        parts = stage.parts or (stage,)
-        first = self.tasks.index(parts[0])
-        if self.methods.mixing is not None and self.methods.mixing.past:
-            parts, first = self.tasks[: first + len(parts)], 0
-        labels = self.stream.labels(self.stage + 1)
-        self.pool, self.rows, self.truncated, self.ranges = [], [], 0, []
-        self.part_tasks = list(range(first, first + len(parts)))
-        for task, part in zip(self.part_tasks, parts, strict=True):
-            encoded = part.objective.encode(part.rows, self.model, labels)
-            self.truncated += encoded.truncated
-            self.ranges.append(range(len(self.pool), len(self.pool) + len(encoded.examples)))
-            self.pool += [Item(task, example) for example in encoded.examples]
-            packed = part.objective.packed_tokens is not None
-            self.rows += [{}] * len(encoded.examples) if packed else list(part.rows)
-            assert len(self.rows) == len(self.pool), "one example per row, unless rows are packed"
-        if not self.pool:
-            raise UserError(f"stage {stage.name}: no training row is left after encoding.")
+        labels, mixing = self.stream.labels(self.stage + 1), self.methods.mixing
+        found = stage_rows.encode(self.tasks, stage, labels, mixing, self.model, self.seed)
+        self.pool, self.rows, self.ranges = found.pool, found.rows, found.ranges
+        self.held, self.own, self.truncated = found.held, found.own, found.truncated
 
     def _make_optimizer(self, stage: Stage, saved: dict[str, Any] | None) -> None:
         settings = stage.optimization
@@ -232,6 +212,10 @@ class Life:
             for name, parameter in params.items():
                 if name in saved:
                     self.optimizer.state[parameter] = saved[name]
+
+    def _forget_moments(self) -> None:
+        if self.optimizer is not None:
+            self.optimizer.state.clear()
 
     def _regroup(self) -> None:
         """Give the optimiser the parameters as they are now. Moments go by name; those of a parameter
@@ -265,8 +249,9 @@ class Life:
         share = (accelerator.process_index, accelerator.num_processes)
         return batching.parts(items, self.objectives, self.model, accelerator.device, size, share)
 
-    def update(self, learning_rate: float) -> None:
-        """Hooks, clip, step, hooks, clear."""
+    def update(self, learning_rate: float, loss: float | None = None) -> None:
+        """Hooks, clip, step, hooks, clear. `loss` is this process's share of the step's."""
+        self.loss = None if loss is None else self.summed(loss)
         self.call("before_update")
         params = self.optimizer.param_groups[0]["params"]
         if self.max_grad_norm is not None:
@@ -274,7 +259,14 @@ class Life:
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
         self.call("after_update")
+        self.loss = None
         self.optimizer.zero_grad(set_to_none=True)
+
+    def summed(self, share: float) -> float:
+        """Sum of a loss over all processes."""
+        if self.accelerator.num_processes == 1:
+            return share
+        return float(self.accelerator.reduce(torch.tensor(share, device=self.accelerator.device), "sum"))
 
     def total(self, count: int) -> int:
         """Sum of a count over all processes."""
@@ -320,9 +312,14 @@ class Life:
             num_old_labels=self.num_old_labels,
             batch=part.batch if part else None,
             outputs=outputs,
+            tasks=part.tasks if part else (),
+            loss=self.loss,
             examples=examples,
+            objectives=self.objectives,
+            base=self.base,
             batches=lambda chosen: iter([batching.part(objective, chosen, self.model, device).batch]),
             autocast=self.autocast,
+            forget_moments=self._forget_moments,
         )
 
     # what is kept ---------------------------------------------------------------------------
@@ -341,6 +338,7 @@ class Life:
                 "spent": self.spent,
                 "notes": {
                     "truncated_rows": self.truncated,
+                    "steps_before": self.steps_before,
                     "labels": list(self.stream.labels(self.stage + 1)),
                 },
             }
@@ -349,8 +347,8 @@ class Life:
     def sizes(self) -> dict[str, int]:
         """Bytes kept for the past: by tuner and penalties, and by the memory."""
         return {
-            "state_bytes": _num_bytes({k: v for k, v in self.states.items() if k != "replay"}),
-            "memory_bytes": _num_bytes(self.states.get("replay", {})),
+            "state_bytes": states.num_bytes({k: v for k, v in self.states.items() if k != "replay"}),
+            "memory_bytes": states.num_bytes(self.states.get("replay", {})),
             "truncated_rows": self.truncated,
         }
 
@@ -381,19 +379,3 @@ def _fitted(value: Tensor, parameter: Tensor) -> Tensor:
     block = tuple(slice(min(a, b)) for a, b in zip(value.shape, parameter.shape, strict=True))
     grown[block] = value[block]
     return grown
-
-
-def _to(state: Any, device: torch.device) -> Any:
-    tensors, tree = states.split(state)
-    return states.join({name: tensor.to(device) for name, tensor in tensors.items()}, tree)
-
-
-def _num_bytes(state: Any) -> int:
-    """Tensors by their storage; text and numbers as their JSON would take, about."""
-    if isinstance(state, Tensor):
-        return state.numel() * state.element_size()
-    if isinstance(state, dict):
-        return sum(_num_bytes(value) for value in state.values())
-    if isinstance(state, (list, tuple)):
-        return sum(_num_bytes(value) for value in state)
-    return len(state.encode()) if isinstance(state, str) else 4

@@ -64,3 +64,20 @@ def same_bits(left: Tensor, right: Tensor) -> bool:
         return False
     raw = [t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (left, right)]
     return bool(torch.equal(*raw))
+
+
+def moved(state: Any, device: torch.device) -> Any:
+    """The same state with every tensor on `device`."""
+    tensors, tree = split(state)
+    return join({name: tensor.to(device) for name, tensor in tensors.items()}, tree)
+
+
+def num_bytes(state: Any) -> int:
+    """Tensors by their storage; text and numbers as their JSON would take, about."""
+    if isinstance(state, Tensor):
+        return state.numel() * state.element_size()
+    if isinstance(state, dict):
+        return sum(num_bytes(value) for value in state.values())
+    if isinstance(state, (list, tuple)):
+        return sum(num_bytes(value) for value in state)
+    return len(state.encode()) if isinstance(state, str) else 4

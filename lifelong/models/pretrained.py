@@ -7,6 +7,7 @@ from lifelong.errors import UserError
 from lifelong.models.adapters import export_adapter, local_adapter, merge_adapter
 from lifelong.models.fingerprint import fingerprint
 from lifelong.models.heads import NAME, read_head, write_head
+from lifelong.models.routed import Learned, is_routed, write_learned
 from lifelong.models.sources import locate, plain_errors
 from lifelong.store.files import whole_folder
 
@@ -32,16 +33,19 @@ def load(
     trust_remote_code: bool = False,
     dtype: "torch.dtype | None" = None,
     attention: str = "auto",
+    routed: bool = False,
 ) -> "Model":
     """The model of an embedded name, a folder or a Hub name. `dtype` None keeps the stored type.
 
     The fingerprint is that of the weights as stored, whatever `dtype` is; with an adapter it is
-    that of the sum, in float32.
+    that of the sum, in float32. A base with a tuner beside it is refused unless `routed`: then the
+    caller puts it on.
     """
     from lifelong.core.model import Model, kind_of
 
     _quiet()
     place = locate(name, revision, gguf_file, allow_pickle)
+    _check_alone(place.name if place.local and not routed else None)
     common = {"trust_remote_code": trust_remote_code} | ({} if place.local else {"revision": revision})
     with plain_errors(name, place.local):
         network = _network(place.name, allow_pickle, attention, common)
@@ -59,6 +63,14 @@ def load(
         notes |= ensure_pad(processor, name)
     window = 1 if kind == "vision" else window_of(network.config, processor)
     return Model(network, processor, kind, window, name, digest, notes)
+
+
+def _check_alone(folder: str | None) -> None:
+    if folder is not None and is_routed(folder):
+        raise UserError(
+            f"model: {folder} is a plain base with what a tuner learned beside it. `lifelong.load` and "
+            "`lifelong eval` put both together; to teach it more, continue its run."
+        )
 
 
 def _quiet() -> None:
@@ -144,8 +156,10 @@ def _cast(network: "nn.Module", dtype: "torch.dtype") -> None:
     network.config.dtype = dtype
 
 
-def export_checkpoint(model: "Model", folder: str | Path) -> Path:
-    """A plain transformers folder with safetensors, and the label head beside it where there is one."""
+def export_checkpoint(model: "Model", folder: str | Path, learned: Learned | None = None) -> Path:
+    """A plain transformers folder with safetensors; the label head and what a tuner learned beside it,
+    where there are any.
+    """
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise UserError(f"export: {folder} is not empty and holds no model; choose another folder.")
@@ -157,4 +171,6 @@ def export_checkpoint(model: "Model", folder: str | Path) -> Path:
         network.save_pretrained(temporary, state_dict=state)
         model.processor.save_pretrained(temporary)
         write_head(network, temporary)
+        if learned is not None:
+            write_learned(learned, temporary)
     return folder

@@ -57,12 +57,12 @@ class Classification(Objective):
         return self.mask_old
 
     def begin_stage(self, model: Model, labels: Sequence[str], seed: int) -> None:
-        if self._is_linear(model):
+        if self.has_linear_head(model):
             linear.attach(model).grow(labels, seed)
 
     def encode(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> Encoded:
         self._check(rows, model)
-        if self._is_linear(model):
+        if self.has_linear_head(model):
             return linear.encode(rows, model, labels)
         names = [linear.known_label(row, i, labels or [str(row["label"])]) for i, row in enumerate(rows)]
         tokens = _label_tokens([*labels, *names], model)
@@ -72,7 +72,7 @@ class Classification(Objective):
         )
 
     def collate(self, examples: Sequence[Example], model: Model) -> Batch:
-        return linear.collate(examples, model) if self._is_linear(model) else collate_text(examples, model)
+        return (linear.collate if self.has_linear_head(model) else collate_text)(examples, model)
 
     def forward(self, network: nn.Module, batch: Batch) -> Outputs:
         if batch["labels"].dim() == 1:
@@ -84,7 +84,7 @@ class Classification(Objective):
 
     def answer(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> list[Answer]:
         self._check(rows, model)
-        if self._is_linear(model):
+        if self.has_linear_head(model):
             return linear.answer(rows, model, labels, self.pooling)
         if not labels:
             raise UserError("evaluation needs the candidate labels; give the stage `labels`.")
@@ -106,7 +106,7 @@ class Classification(Objective):
         room = model.window - (longest if model.kind == "decoder" else 0)
         return fill_prompts(rows, parse_template(self.template, "Classification.template"), model, room)
 
-    def _is_linear(self, model: Model) -> bool:
+    def has_linear_head(self, model: Model) -> bool:
         generative = model.kind in ("decoder", "encoder_decoder")
         if self.head == "likelihood" and not generative:
             raise UserError(

@@ -35,6 +35,7 @@ class Lwf(Penalty):
         "new labels of a grown head do not enter; the network is left as it was",
     )
     needs_outputs: ClassVar[bool] = True
+    needs_same_params: ClassVar[bool] = True
 
     strength: Annotated[float, Range(0)] = 1.0  # weight beside the task's loss; 0 is off
     temperature: Annotated[float, Range(0, open_low=True)] = 2.0  # softens both answers; 1 = as they are

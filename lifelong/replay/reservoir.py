@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
-
 from lifelong.core.axes import Replay
 from lifelong.core.settings import Range
 from lifelong.core.state import State
+from lifelong.numerics.reservoir_sampling import offer, sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,22 +40,9 @@ class Reservoir(Replay):
 
     def add(self, state: State, items: Sequence[dict[str, Any]]) -> State:
         """The items list is changed in place."""
-        kept, seen = state["items"], state["seen"]
-        for item in items:
-            seen += 1
-            if len(kept) < self.size:
-                kept.append(item)
-                continue
-            place = int(np.random.Philox(key=[state["seed"], seen]).random_raw() % seen)
-            if place < self.size:
-                kept[place] = item
-        return {**state, "seen": seen, "items": kept}
+        return {**state, "seen": offer(state["items"], items, self.size, state["seed"], state["seen"])}
 
     def pick(self, state: State, num_rows: int, stage: int, step: int) -> list[dict[str, Any]]:
         """round(fraction * num_rows) distinct items (all there are, if fewer), drawn uniformly."""
         eligible = [item for item in state["items"] if self.current or item["stage"] != stage]
-        wanted = min(round(self.fraction * num_rows), len(eligible))
-        if wanted == 0:
-            return []
-        draw = np.random.default_rng([state["seed"], stage, step])
-        return [eligible[i] for i in draw.choice(len(eligible), size=wanted, replace=False)]
+        return sample(eligible, round(self.fraction * num_rows), state["seed"], stage, step)

@@ -79,6 +79,7 @@ def _run(run: Run, group: Group) -> dict[str, Any]:
         "general": sections.general_curves(run),
         "losses": sections.loss_curves(run),
         "costs": sections.costs(run),
+        "diagnostics": sections.diagnostics(run),
         "settings": sections.settings(run),
         "environment": sections.environment(run),
     }

@@ -233,3 +233,25 @@ def settings(run: Run) -> str:
 
 def environment(run: Run) -> str:
     return yaml.safe_dump(run["environment"], sort_keys=False, allow_unicode=True, width=100)
+
+
+def diagnostics(run: Run) -> list[dict[str, Any]]:
+    """One table per diagnostic: a line for every stage, a column for every figure."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, stage in enumerate(run.get("diagnostics", ()), start=1):
+        for each in stage["diagnostics"]:
+            empty = {"title": each["title"], "better": each["better"], "lines": []}
+            table = found.setdefault(each["id"], empty)
+            table["lines"].append((f"{number} {stage['stage']}", each["figures"]))
+    for table in found.values():
+        names = list(dict.fromkeys(name for _, figures in table["lines"] for name in figures))
+        table["columns"] = [name.replace("_", " ") for name in names]
+        table["rows"] = [
+            [stage, *(_figure(figures.get(name)) for name in names)] for stage, figures in table["lines"]
+        ]
+    return list(found.values())
+
+
+def _figure(value: float | None) -> str:
+    whole = value is not None and math.isfinite(value) and value == int(value)
+    return formats.number(value, 0 if whole else 3)

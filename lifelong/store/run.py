@@ -171,6 +171,9 @@ class RunFolder:
             with plain_disk_errors(self.path):
                 self._log.flush()
 
+    def read_log(self) -> list[Any]:
+        return _lines(self.path / "log.jsonl")
+
     def cut_log(self, stage: int, step: int) -> None:
         """Forget log lines from (stage, step) on: they will be written again."""
         if self._log is not None:  # the file is replaced, so the handle would write into the void
@@ -223,6 +226,9 @@ def read_run(folder: Path) -> dict[str, Any]:
         read_json(s / "evaluation.json") for s in stages if (s / "evaluation.json").exists()
     ]
     found["costs"] = [read_json(s / "cost.json") for s in stages if (s / "cost.json").exists()]
+    found["diagnostics"] = [
+        read_json(s / "diagnostics.json") for s in stages if (s / "diagnostics.json").exists()
+    ]
     return found
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.core import composition, discover
-from lifelong.core.axes import AnswerMetric, Method, Objective, Row, Schedule
+from lifelong.core.axes import AnswerMetric, Diagnostic, Method, Objective, Row, Schedule
 from lifelong.core.encoding import check_columns
 from lifelong.core.settings import build
 from lifelong.core.stream import Budget, EvalSet, Optimization, Stage, Stream
@@ -62,6 +62,11 @@ def recipe(name: str, changes: Settings) -> tuple[list[dict[str, Settings]], com
 def default_tuner() -> Method:
     """The tuner of a composition that names none."""
     return _method(DEFAULT_TUNER, {})
+
+
+def diagnostics(chosen: Sequence[dict[str, Settings]]) -> tuple[Diagnostic, ...]:
+    """What is looked at after every stage."""
+    return tuple(_one(each, "diagnostics", Diagnostic, "diagnostics") for each in chosen)
 
 
 def _method(name: str, settings: Settings) -> Method:

@@ -28,7 +28,9 @@ from lifelong.streams import builtin, mistakes, overrides, plain_yaml
 METHOD_AXES = ("tuners", "penalties", "replay", "mixing", "mergers", "analytic", "recipes")
 BUDGET = ("epochs", "steps", "tokens", "seconds")
 BATCH = ("batch_size", "batch_tokens")
-LABELS = ("name", "output", "trackers", "checkpoint_seconds", "keep_checkpoints")  # change no number
+LABELS = (  # change no number
+    "name", "output", "trackers", "checkpoint_seconds", "keep_checkpoints", "diagnostics", "evaluate_steps",
+)  # fmt: skip
 Settings = dict[str, Any]
 Positive = Range(0, open_low=True)
 
@@ -76,6 +78,7 @@ def _texts(value: Any) -> Any:
 Objective = Annotated[dict[str, Settings], BeforeValidator(partial(choose, ("objectives",)))]
 Schedule = Annotated[dict[str, Settings], BeforeValidator(partial(choose, ("schedules",)))]
 Metric = Annotated[dict[str, Settings], BeforeValidator(partial(choose, ("metrics",)))]
+Diagnostic = Annotated[dict[str, Settings], BeforeValidator(partial(choose, ("diagnostics",)))]
 MethodList = Annotated[list[dict[str, Settings]], BeforeValidator(_methods)]
 Labels = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 
@@ -190,6 +193,8 @@ class RunConfig(Part):
     checkpoint_seconds: Annotated[float, Positive] = 300.0
     keep_checkpoints: Annotated[int, Range(1)] = 2
     trackers: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = ()
+    diagnostics: tuple[Diagnostic, ...] = ()
+    evaluate_steps: Annotated[int, Range(1)] | None = None  # steps
     defaults: Training = Training()
     stages: tuple[StageChoice, ...]
     general: tuple[GeneralSet, ...] = ()

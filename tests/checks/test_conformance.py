@@ -18,15 +18,31 @@ from lifelong.core import discover
 from lifelong.core.composition import compose
 from lifelong.core.engine import Settings
 from lifelong.errors import UserError
-from lifelong.models import restore
+from lifelong.models import pretrained, restore
 from lifelong.models.export import export_run
 from lifelong.tuners.lora import Lora
 from lifelong.tuners.o_lora import OLora
 
 TUNERS, PENALTIES, MEMORIES = (discover.names(axis) for axis in ("tuners", "penalties", "replay"))
 OPTIONS = {"lora": {"rank": 2}, "o_lora": {"rank": 2}, "ewc": {"num_examples": 6, "batch_size": 4},
-           "reservoir": {"size": 5}}  # fmt: skip
-STRENGTHS = {"reservoir": {"fraction": 0.0}}  # setting that switches a method off, if not `strength`
+           "reservoir": {"size": 5}, "a_gem": {"size": 5}, "der": {"size": 5},
+           "zscl": {"reference": "random", "num_rows": 6, "length": 8, "average_every": 2},
+           "gere": {"reference": "random", "num_rows": 6, "length": 8}}  # fmt: skip
+OPTIONS |= {"mora": {"rank": 2, "budget": 3, "prune": 0.05}, "loramoe": {"experts": 2, "rank": 2},
+            "sema": {"width": 4, "descriptor_width": 4, "descriptor_epochs": 2, "threshold": 0.0},
+            "tame": {"width": 4, "window": 2, "warm_up": 2, "recent": 1, "threshold": 0.0, "least_steps": 3,
+                     "sample_size": 9}}  # fmt: skip
+OPTIONS |= {"eva": {"rank": 4, "batch_size": 4, "passes": 2}, "i_lora": {"rank": 2, "keep": 0.9},
+            "lcia": {"rank": 2, "alpha": 4.0}, "maestro": {"interval": 2},
+            "triadaptlora": {"rank": 3, "growth": 1, "interval": 1, "warmup": 0.0}}  # fmt: skip
+OPTIONS |= {"lift": {"share": 0.1, "filter_rank": 4, "interval": 2}, "osft": {"num_examples": 6}}
+OPTIONS |= {"ama": {"num_examples": 4, "batch_size": 2, "steps": 2}, "dmt": {"share": 0.25},
+            "adamerging": {"num_examples": 4, "batch_size": 2, "iterations": 2},
+            "skill_it": {"round_steps": 1, "held_out": 0.25},
+            "aioli": {"round_steps": 4, "repeats": 1, "probe_steps": 1, "held_out": 0.25}}  # fmt: skip
+OWN_TERM = {"der", "loramoe", "maestro", "triadaptlora"}  # others with a term of their own in the loss
+# setting that switches a method off, if not `strength`:
+STRENGTHS = {"reservoir": {"fraction": 0.0}, "a_gem": {"fraction": 0.0}, "der": {"fraction": 0.0}}
 LOADERS = {"decoder": AutoModelForCausalLM, "encoder_decoder": AutoModelForSeq2SeqLM}
 
 
@@ -101,7 +117,7 @@ def test_resumes_bit_for_bit(name, architecture, tmp_path):
             train(tmp_path / "run", methods_with(name), architecture)
         return
     whole = record(train(tmp_path / "whole", methods_with(name), architecture).folder)
-    assert any(entry["penalties"] for entry in whole["log.jsonl"]) == (name in PENALTIES)
+    assert any(entry["penalties"] for entry in whole["log.jsonl"]) == (name in PENALTIES or name in OWN_TERM)
     for kill_at in [(1, 1), (1, 2), (2, 2), (2, 3)]:
         folder = tmp_path / f"killed-{kill_at[0]}-{kill_at[1]}"
         with pytest.raises(Killed):
@@ -130,14 +146,48 @@ def test_zero_strength_changes_no_bit(name, tmp_path):
     )
 
 
+def batch_of(architecture):
+    torch.manual_seed(0)
+    if architecture == "vit":
+        return {"pixel_values": torch.randn(2, 3, 16, 16)}
+    batch = {"input_ids": torch.randint(3, 250, (2, 8))}
+    return batch | ({"decoder_input_ids": torch.randint(3, 250, (2, 4))} if architecture == "t5" else {})
+
+
+def exports_beside_a_plain_base(folder, architecture, tmp_path):
+    """What cannot be folded: plain transformers reads the base, `lifelong.load` the bits of the run."""
+    written = export_run(folder, tmp_path / "exported")
+    assert written["kind"] == "routed" and "lifelong.load" in written["note"]
+    model, batch = restore.load(folder), batch_of(architecture)
+    again = restore.load(tmp_path / "exported")
+    plain = LOADERS.get(model.kind, AutoModel).from_pretrained(tmp_path / "exported").eval()
+    base = restore.load(tmp_path / f"base-{architecture}").network
+    ours = model.network(**batch)[0]
+    assert torch.equal(again.network(**batch)[0], ours)
+    assert torch.equal(plain(**batch)[0], base(**batch)[0])
+    assert not torch.allclose(ours, base(**batch)[0], atol=1e-4)
+    if architecture in ("bert", "vit"):
+        head = again.network.lifelong_head
+        assert torch.equal(head.weight, model.network.lifelong_head.weight)
+        assert head.labels == model.network.lifelong_head.labels
+    with pytest.raises(UserError, match="not of low rank"):
+        export_run(folder, tmp_path / "adapter", adapter=True)
+    with pytest.raises(UserError, match="lifelong.load"):
+        pretrained.load(str(tmp_path / "exported"))
+
+
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("name", TUNERS)
 def test_exports_to_plain_transformers(name, architecture, tmp_path):
     if not served(name, architecture):
         return
     run = train(tmp_path / "run", methods_with(name), architecture)
+    if not made(name).folds:
+        exports_beside_a_plain_base(run.folder, architecture, tmp_path)
+        return
     written = export_run(run.folder, tmp_path / "exported")
-    model = restore.open_run(run.folder).model
+    restored = restore.open_run(run.folder)
+    model = restored.model
     plain = LOADERS.get(model.kind, AutoModel).from_pretrained(tmp_path / "exported").eval()
     torch.manual_seed(0)
     batch = {"pixel_values": torch.randn(2, 3, 16, 16)}
@@ -145,7 +195,8 @@ def test_exports_to_plain_transformers(name, architecture, tmp_path):
         batch = {"input_ids": torch.randint(3, 250, (2, 8))}
     if architecture == "t5":
         batch["decoder_input_ids"] = torch.randint(3, 250, (2, 4))
-    ours, theirs = model.network(**batch), plain(**batch)
+    with restored.tuner.serving(model, restored.tuner_state):
+        ours, theirs = model.network(**batch), plain(**batch)
     torch.testing.assert_close(ours[0], theirs[0], atol=2e-5, rtol=2e-5)
     base = restore.load(tmp_path / f"base-{architecture}").network(**batch)
     assert torch.allclose(base[0], theirs[0], atol=1e-4) == (name == "frozen")
@@ -157,21 +208,27 @@ def test_exports_to_plain_transformers(name, architecture, tmp_path):
         assert again.labels == model.network.lifelong_head.labels
 
 
-@pytest.mark.parametrize("name", ["lora", "o_lora"])  # those that are of low rank
+LOW_RANK = ("lora", "o_lora", "eva", "i_lora", "lcia", "triadaptlora")
+
+
+@pytest.mark.parametrize("name", LOW_RANK)
 @pytest.mark.parametrize("architecture", tiny.TEXT)
 def test_exports_to_plain_peft(name, architecture, tmp_path):
     from peft import PeftModel
 
     run = train(tmp_path / "run", methods_with(name), architecture)
     export_run(run.folder, tmp_path / "adapter", adapter=True)
-    model = restore.open_run(run.folder).model
+    restored = restore.open_run(run.folder)
+    model = restored.model
     base = LOADERS[model.kind].from_pretrained(tmp_path / f"base-{architecture}")
     theirs = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     torch.manual_seed(0)
     batch = {"input_ids": torch.randint(3, 250, (2, 8))}
     if architecture == "t5":
         batch["decoder_input_ids"] = torch.randint(3, 250, (2, 4))
-    torch.testing.assert_close(model.network(**batch).logits, theirs(**batch).logits, atol=2e-5, rtol=2e-5)
+    with restored.tuner.serving(model, restored.tuner_state):
+        ours = model.network(**batch).logits
+    torch.testing.assert_close(ours, theirs(**batch).logits, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("each", discover.describe_all(), ids=lambda each: f"{each.axis}-{each.id}")

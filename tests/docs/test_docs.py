@@ -237,6 +237,7 @@ def test_facts_that_pages_repeat():
 
 NAMES = [
     (config.Objective, "one objective"), (config.Schedule, "one schedule"), (config.Metric, "one metric"),
+    (config.Diagnostic, "one diagnostic"),
     (config.MethodList, "one method or a list"), (config.StageChoice, "stage"),
     (config.GeneralSet, "general set"), (config.Training, "stage settings"), (config.ModelChoice, "model"),
     (config.Source, "source"),

@@ -1,0 +1,64 @@
+"""The rows of a stage, encoded: its own, and those of earlier stages where a mixing wants them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lifelong.core.axes import Mixing, Row
+from lifelong.core.batching import Item
+from lifelong.core.model import Model
+from lifelong.core.stream import Stage
+from lifelong.errors import UserError
+
+
+@dataclass
+class StageRows:
+    """`pool` holds what is trained on, part after part; `held` what only measures."""
+
+    pool: list[Item] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)  # as read, one for each item of the pool
+    ranges: list[range] = field(default_factory=list)  # of the pool, by part
+    held: list[list[Item]] = field(default_factory=list)  # by part; empty where nothing is held out
+    own: int = 0  # index in the pool from which on rows are the stage's own
+    truncated: int = 0
+
+
+def encode(
+    tasks: Sequence[Stage],
+    stage: Stage,
+    labels: Sequence[str],
+    mixing: Mixing | None,
+    model: Model,
+    seed: int,
+) -> StageRows:
+    """Encode the parts of `stage`, with the tasks before it where a mixing looks at the past. Which rows
+    are held out or taken depends on (seed, task) alone.
+    """
+    parts = stage.parts or (stage,)
+    first = before = tasks.index(parts[0])
+    if mixing is not None and mixing.past:
+        parts, first = tasks[: first + len(parts)], 0
+    encoded = [part.objective.encode(part.rows, model, labels) for part in parts]
+    counts = [len(each.examples) for each in encoded]
+    if mixing is not None and not mixing.draws:
+        counts = mixing.take(counts)
+    found = StageRows(truncated=sum(each.truncated for each in encoded))
+    for task, (part, each, count) in enumerate(zip(parts, encoded, counts, strict=True), start=first):
+        if task == before:
+            found.own = len(found.pool)
+        items = [Item(task, example) for example in each.examples]
+        packed = part.objective.packed_tokens is not None
+        rows = [{}] * len(items) if packed else list(part.rows)
+        assert len(rows) == len(items), "one example per row, unless rows are packed"
+        order = np.random.default_rng([seed, task, 3]).permutation(len(items))
+        if mixing is not None and mixing.held_fraction:
+            count = len(items) - max(1, round(mixing.held_fraction * len(items)))
+            found.held.append([items[i] for i in sorted(order[count:])])
+        kept = sorted(order[:count])
+        if not kept and task >= before:
+            raise UserError(f"stage {part.name}: no training row is left after encoding.")
+        found.ranges.append(range(len(found.pool), len(found.pool) + len(kept)))
+        found.pool += [items[i] for i in kept]
+        found.rows += [rows[i] for i in kept]
+    return found

@@ -1,0 +1,34 @@
+"""Reservoir sampling with draws that need no generator of their own (Vitter 1985, algorithm R).
+
+The k-th item offered (from 1) enters with probability size / k and takes a uniform place:
+    j ~ Uniform{0, ..., k - 1};  k <= size: append;  else replace item j if j < size.
+Every item offered so far is then kept with probability size / k. Draws are a function of (seed, k)
+and of (seed, stage, step), so one counter is all that must be remembered.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def offer(kept: list[Any], items: Sequence[Any], size: int, seed: int, seen: int) -> int:
+    """Offer `items` to `kept`, which is changed in place; returns how many were seen in all."""
+    for item in items:
+        seen += 1
+        if len(kept) < size:
+            kept.append(item)
+            continue
+        place = int(np.random.Philox(key=[seed, seen]).random_raw() % seen)
+        if place < size:
+            kept[place] = item
+    return seen
+
+
+def sample(eligible: Sequence[Any], wanted: int, seed: int, stage: int, step: int) -> list[Any]:
+    """`wanted` distinct items (all there are, if fewer), drawn uniformly."""
+    wanted = min(wanted, len(eligible))
+    if wanted == 0:
+        return []
+    draw = np.random.default_rng([seed, stage, step])
+    return [eligible[i] for i in draw.choice(len(eligible), size=wanted, replace=False)]
