@@ -21,7 +21,8 @@ def constants(axis: str, name: str) -> dict[str, Any]:
     """Literal class constants of a method, and its axis class as `base`."""
     tree = ast.parse((discover.PACKAGE / axis / f"{name}.py").read_text(encoding="utf-8"))
     cls = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == camel(name))
-    found = {"base": ast.unparse(cls.bases[0])}
+    defined = {node.name for node in cls.body if isinstance(node, ast.FunctionDef)}
+    found = {"base": ast.unparse(cls.bases[0]), "serves": "serving" in defined}
     for node in cls.body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.annotation).startswith("ClassVar"):
             found[node.target.id] = ast.literal_eval(node.value)
@@ -39,6 +40,8 @@ def fits(tuner: str, penalty: str) -> bool:
     """Do they work together? (What core.composition checks when a run is put together.)"""
     offers, needs = constants("tuners", tuner), constants("penalties", penalty)
     stays = offers.get("persistent", True) or not needs.get("needs_persistent", False)
+    stays &= not (needs.get("needs_same_params", False) and offers.get("exchanges", False))
+    stays &= not (needs.get("moves_weights", False) and offers["serves"])
     return stays and (offers.get("has_subspaces", False) or not needs.get("needs_subspaces", False))
 
 
@@ -123,7 +126,11 @@ def _body(each: Description) -> str:
     beside = [f"ll.tuners.{camel(name)}()" for name in companions(each)]
     text = RUN.format(methods=f"[{', '.join((*beside, made))}]")
     text = text.replace("smollm2", "minilm") if each.axis == "analytic" else text
-    return text + (MEMORY.format(made=made) if each.axis == "replay" else "")
+    if each.axis != "replay":
+        return text
+    logits = constants("replay", each.id).get("keeps_logits", False)
+    kept = ', "logits": torch.zeros(1, 10)' if logits else ""  # one position, ten labels
+    return text + ("import torch\n" if logits else "") + MEMORY.format(made=made, kept=kept)
 
 
 RUN = """
@@ -140,7 +147,7 @@ MEMORY = """
 # in a loop of your own
 memory = {made}
 state = memory.init(seed=0)
-state = memory.add(state, [{{"stage": 0, "row": {{"text": "a row of the first stage"}}}}])
+state = memory.add(state, [{{"stage": 0, "row": {{"text": "a row of the first stage"}}{kept}}}])
 again = memory.pick(state, num_rows=4, stage=1, step=0)
 """
 SCHEDULE = """from lifelong.core.axes import Progress

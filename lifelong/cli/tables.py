@@ -15,7 +15,11 @@ QUESTIONS = {
     "tuners": "where the update lives",
     "penalties": "what holds the past",
     "replay": "what is seen again",
+    "mixing": "in which proportions rows are drawn",
+    "mergers": "what happens between stages",
+    "analytic": "what has a closed form",
     "schedules": "how fast",
+    "diagnostics": "what changed inside",
     "metrics": "how a model is judged",
     "recipes": "compositions under one name",
 }

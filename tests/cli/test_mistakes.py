@@ -324,10 +324,10 @@ def test_full_file_system(lifelong, project, tmp_path):
 def test_out_of_memory(lifelong, project, monkeypatch):
     from lifelong.core import engine
 
-    def backward(*rest):
+    def gradients(*rest):
         raise torch.OutOfMemoryError("tried to allocate 80 GiB")
 
-    monkeypatch.setattr(engine, "backward", backward)
+    monkeypatch.setattr(engine, "gradients", gradients)
     refused(lifelong("run", "stream.yaml"), "out of memory", "micro_batch_size")
 
 

@@ -233,7 +233,7 @@ def test_page_of_a_method(lifelong):
 
 def test_page_of_a_recipe_can_be_followed(lifelong, project):
     page = lifelong("methods", "o_lora_replay").out
-    assert "made of\n  o_lora: {rank: 8}\n  orthogonal: {strength: " in page
+    assert "made of\n  o_lora: {rank: 8, alpha: 32}\n  orthogonal: {strength: " in page
     change = page.partition("to change a part: ")[2].splitlines()[0]
     said = lifelong("run", "stream.yaml", change.replace("setting: value", "rank: 2"))
     assert said.status == 0, said.err

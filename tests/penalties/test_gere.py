@@ -139,7 +139,8 @@ def test_strength_zero_keeps_nothing_state_comes_back_and_mistakes_are_named():
     with pytest.raises(UserError, match="form must be margin, l1 or l2"):
         begun("bert", form="kl")
     with pytest.raises(UserError, match="has no `image`"):
-        Gere().init(Context(params={}, model=tiny.model("vit")))
+        texts = Gere(reference="embedded:general_prose.test.jsonl")
+        texts.init(Context(params={}, model=tiny.model("vit")))
 
 
 def train(path, *methods, **settings):
