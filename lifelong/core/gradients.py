@@ -65,8 +65,7 @@ def gradients(life: Life, rows: np.ndarray, micro_batch_size: int | None, first_
     gather_gradients(life)
     life.loss = life.summed(total)
     life.call("after_backward")
-    with life.autocast():
-        on_weights = terms(life)
+    on_weights = terms_on_weights(life)
     if on_weights:
         add(sums, on_weights)
         life.accelerator.backward(sum(on_weights.values()))
@@ -95,6 +94,14 @@ def terms(life: Life, part: Part | None = None, outputs: Outputs | None = None, 
         if term is not None:
             found[snake(actor)] = term * share
     return found
+
+
+def terms_on_weights(life: Life) -> Terms:
+    """Once per step; without such terms the compute type, dear to a small step, is not entered."""
+    if not life.terms_of[False]:
+        return {}
+    with life.autocast():
+        return terms(life)
 
 
 def gather_gradients(life: Life) -> None:

@@ -51,13 +51,13 @@ def label_log_likelihoods(
         raise ValueError("a label has no tokens")
     fast: tuple[Scorer, ...] = (by_tree,) if model.kind == "decoder" else (_side_by_side, _one_by_one)
     with judging(model.network):
-        for scorer in fast if len(prompts) > 1 and _within_window(model, prompts, labels) else ():
+        for scorer in fast if _within_window(model, prompts, labels) else ():
             if _trusted(scorer, model, prompts, labels):
                 return scorer(model, prompts, labels, references)
-        return _plain(model, prompts, labels, None)
+        return plain(model, prompts, labels, None)
 
 
-def _plain(model: Model, prompts: Sequence[list[int]], labels: Labels, references: object) -> Tensor:
+def plain(model: Model, prompts: Sequence[list[int]], labels: Labels, references: object = None) -> Tensor:
     """One sequence per prompt and label: right for every network."""
     totals, _ = log_likelihoods(model, [pair(p, list(label), model) for p in prompts for label in labels])
     return torch.tensor(totals, dtype=torch.float32).view(len(prompts), len(labels))
@@ -95,7 +95,7 @@ def _agrees(scorer: Scorer, model: Model, prompts: Sequence[list[int]], labels: 
     first, last = prompts[0], prompts[-1]
     probes = [first[:12] + first[-6:], first[:12] + last[-14:]]
     chosen = [*sorted(labels, key=len)[-3:], labels[0]]
-    expected = _plain(model, probes, chosen, None)
+    expected = plain(model, probes, chosen, None)
     half = next(model.network.parameters()).dtype.itemsize < 4 or torch.is_autocast_enabled(model.device.type)
     try:
         found = scorer(model, probes, chosen, None)

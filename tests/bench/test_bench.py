@@ -100,8 +100,8 @@ def test_methods_cost_is_reported_for_each():
 
 def test_scoring_and_fine_tuning_run_on_a_tiny_model(monkeypatch):
     monkeypatch.setattr(scoring, "TOKENS", 40)
-    plain, protocol, longest = scoring.measure(SETTINGS)
-    assert plain.limit == 5.0 and protocol.limit is None and longest.limit is None
+    one, plain, protocol, longest = scoring.measure(SETTINGS)
+    assert one.limit == plain.limit == 5.0 and protocol.limit is None and longest.limit is None
     assert protocol.ours == longest.ours and protocol.baseline > longest.baseline
     monkeypatch.setattr(
         sft, "prompts", lambda: [{"prompt": "a b c" * (i % 18), "completion": "d"} for i in range(1, 80)]

@@ -163,7 +163,7 @@ def test_label_likelihoods_equal_one_plain_sequence_each(architecture, common, m
         found = scoring.label_log_likelihoods(model, prompts, labels)
     assert model.network.training and not found.requires_grad
     assert torch.allclose(found, expected, atol=1e-4)
-    assert torch.allclose(scoring._plain(model, prompts, labels, None), expected, atol=1e-4)
+    assert torch.allclose(scoring.plain(model, prompts, labels, None), expected, atol=1e-4)
     one = scoring.label_log_likelihoods(model, prompts[:1], labels)
     assert torch.allclose(one, expected[:1], atol=1e-4)
 
@@ -191,7 +191,7 @@ def test_a_tree_computes_far_fewer_positions_than_plain_sequences():
     with judging(model.network):
         label_tree.by_tree(model, prompts, labels, None)
         tree, count[:] = sum(count), []
-        scoring._plain(model, prompts, labels, None)
+        scoring.plain(model, prompts, labels, None)
         plain = sum(count)
     spy.remove()
     assert tree * 10 < plain

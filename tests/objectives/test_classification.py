@@ -105,7 +105,7 @@ def test_only_the_text_is_cut_and_training_and_judging_see_the_same_prompt():
     for end_token in (True, False):
         Classification(template="Q: {text}\nAnswer:", end_token=end_token).answer(rows, model, LABELS)
     spy.remove()
-    assert max(seen) <= 128 and max(seen) == room + len(ids(" goodness")) + 1
+    assert max(seen) == room  # the prompt as it was trained; labels go on from its cache
 
 
 def test_an_unknown_label_names_row_label_and_nearest():
