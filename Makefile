@@ -11,8 +11,9 @@ export TOKENIZERS_PARALLELISM ?= false
 demo: $(VENV)/.demo
 	$(BIN)/lifelong demo
 
+# One thread for each of two workers: threads that share a core wait for each other.
 test: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.test $(VENV)/.demo
 	$(BIN)/python -m pytest -m slow
