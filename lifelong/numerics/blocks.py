@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from lifelong.numerics.positions import outermost_lists
+
 Unit = list[str]  # names of the parameters of one module
 
 
@@ -11,14 +13,12 @@ def blocks(network: nn.Module) -> dict[str, list[dict[str, list[Unit]]]]:
     A category holds modules of equal size in one block: those of one attention (a module whose class
     has it in its name), of the rest ("feed-forward"), or norms (vectors only). Embeddings are left out.
     """
-    lists = [name for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]
-    outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     return {
         stack: [
             _units(f"{stack}.{number}", block)
             for number, block in network.get_submodule(stack).named_children()
         ]
-        for stack in outer
+        for stack in outermost_lists(network)
     }
 
 

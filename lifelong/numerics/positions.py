@@ -12,13 +12,17 @@ from torch import Tensor, nn
 IGNORED = -100  # label of a position that is not learned
 
 
+def outermost_lists(network: nn.Module) -> list[str]:
+    """Names of the module lists that stand in no other: the stacks of a transformer."""
+    lists = [name for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]
+    return [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
+
+
 def layers(network: nn.Module) -> dict[str, nn.Module]:
     """Members of the outermost module lists, by name: the layers of a transformer."""
-    lists = [name for name, module in network.named_modules() if isinstance(module, nn.ModuleList)]
-    outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     return {
         f"{name}.{index}": layer
-        for name in outer
+        for name in outermost_lists(network)
         for index, layer in enumerate(network.get_submodule(name).children())
     }
 
