@@ -74,11 +74,12 @@ def train(
     if settings.trackers:
         accelerator.init_trackers(folder.path.name)
     life = Life(model, stream, methods, settings.seed, settings.precision, accelerator)
-    if not folder.has(0, "evaluation.json"):
-        evaluation.measure(life, folder, row=0, listen=listen)
     if any(each.needs_base for each in settings.diagnostics):
         life.base = {n: p.detach().cpu().clone() for n, p in model.network.named_parameters()}
     life.restore(folder)
+    if not folder.has(0, "evaluation.json"):  # after `restore`: a setting that does not fit is told at once
+        life.check_rows()
+        evaluation.measure(life, folder, row=0, listen=listen)
     for notice in folder.notices:
         listen(Event("notice", 0, text=notice))
 

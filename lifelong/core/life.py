@@ -181,6 +181,11 @@ class Life:
         has_head = head.find(self.network) is not None
         self.num_old_labels = len(self.stream.labels(index)) if has_head else None
 
+    def check_rows(self) -> None:
+        """Encode the rows of every stage once: what cannot be learned is told before any is trained."""
+        for task in self.tasks:
+            task.objective.encode(task.rows, self.model, self.stream.labels())
+
     def ensure_rows(self) -> None:
         """A run that is resumed where a stage has ended has no rows in hand."""
         if not self.pool and self.stage >= 0:

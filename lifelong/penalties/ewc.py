@@ -43,7 +43,7 @@ class Ewc(Penalty):
     decay: Annotated[float, Range(0, 1)] = 1.0  # factor on the old importance at the end of a stage
     fisher: Literal["empirical", "true"] = "empirical"  # labels as given, or drawn from the model
     num_examples: Annotated[int, Range(1)] = 512  # rows of the stage that importance is measured on
-    batch_size: Annotated[int, Range(1)] = 8  # rows per pass of the measurement; changes nothing but speed
+    batch_size: Annotated[int, Range(1)] = 16  # rows per pass of the measurement; changes nothing but speed
 
     def init(self, context: Context) -> State:
         return {"anchor": None, "importance": None}
