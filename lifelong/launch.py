@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from lifelong import __version__
 from lifelong.core import engine, evaluation
@@ -23,7 +24,7 @@ from lifelong.errors import UserError
 from lifelong.models import compute, pretrained, restore
 from lifelong.models.judge import judge_stream
 from lifelong.store.files import read_json
-from lifelong.store.run import RunFolder
+from lifelong.store.run import Follower, RunFolder
 from lifelong.streams import build, config
 from lifelong.streams.config import RunConfig
 
@@ -147,7 +148,13 @@ def execute(
     """One run in one folder: the sequence, the joint bound, or one fresh model per task."""
     names = [PER_TASK] if methods.stream == PER_TASK else [stage.name for stage in stream.stages]
     about = describe(model, stream, methods, settings, record)
-    folder = RunFolder(output, about, names, keep=settings.keep_checkpoints)
+    processes = PartialState(cpu=model.device.type == "cpu")
+    if processes.num_processes > 1 and any(stage.budget.seconds for stage in stream.stages):
+        raise UserError("a budget in seconds needs one clock: with several processes give steps or tokens.")
+    writes = processes.is_main_process
+    folder = RunFolder(output, about, names, settings.keep_checkpoints) if writes else Follower(output, names)
+    processes.wait_for_everyone()
+    listen = listen if writes else lambda event: None
     try:
         folder.write_environment(environment(settings, model))
         if methods.stream == PER_TASK:

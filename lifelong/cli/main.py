@@ -91,8 +91,11 @@ def run(stream: Annotated[Path, typer.Argument(help="Stream file (YAML).")], cha
     from lifelong.cli.tables import print_runs
     from lifelong.report import write_report
 
-    with watching(quiet=as_json, stages=stage_names(chosen)) as listen:
+    leads = os.environ.get("RANK", "0") == "0"  # of several processes the first one reports
+    with watching(quiet=as_json or not leads, stages=stage_names(chosen)) as listen:
         runs = launch.run_config(chosen, stream.parent, listen)
+    if not leads:
+        return
     output = Path(chosen.resolved()["output"])
     page = write_report([each.folder for each in runs], output / "report.html")
     print_runs([each.folder for each in runs], page, as_json)

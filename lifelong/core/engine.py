@@ -83,7 +83,7 @@ def train(
     for notice in folder.notices:
         listen(Event("notice", 0, text=notice))
 
-    with interruptible() as stop:
+    with interruptible(life.agreed) as stop:
         for index, stage in enumerate(stream.stages):
             if index > life.stage or (index == life.stage and life.step is not None):
                 train_stage(life, index, stage, folder, settings, listen, stop)
@@ -141,7 +141,7 @@ def train_stage(
         if settings.trackers:
             life.accelerator.log({f"{stage.name}/loss": taken.loss} | taken.terms)
         listen(meter.event(index + 1, life.step, taken.loss))
-        if stop.asked or time.monotonic() - saved > settings.checkpoint_seconds:
+        if life.agreed(stop.asked or time.monotonic() - saved > settings.checkpoint_seconds):
             life.spent = meter.totals()
             folder.flush_log()
             folder.save(index, life.step, *life.snapshot())
@@ -223,10 +223,11 @@ class Meter:
 class Stop:
     """Set by Ctrl-C or SIGTERM; the loop saves and then leaves."""
 
-    asked = False
+    def __init__(self, agreed: Callable[[bool], bool] = bool) -> None:
+        self.asked, self.agreed = False, agreed
 
     def check(self, folder: RunFolder) -> None:
-        if self.asked:
+        if self.agreed(self.asked):
             raise UserError(
                 f"interrupted; everything up to here is saved in {folder.path}. The same command goes on "
                 "from here."
@@ -234,9 +235,9 @@ class Stop:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Stop]:
+def interruptible(agreed: Callable[[bool], bool]) -> Iterator[Stop]:
     """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one acts at once."""
-    stop = Stop()
+    stop = Stop(agreed)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

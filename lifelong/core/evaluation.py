@@ -74,6 +74,7 @@ def measure(
 ) -> None:
     """Write the evaluation of the model as it stands: row 0 before training, row k after stage k."""
     stream = life.stream
+    life.accelerator.wait_for_everyone()  # nobody still asks what the folder holds
     sets = [(task, each) for task, each in stream.columns()] + [(None, each) for each in stream.general]
     begun, found, lines = time.perf_counter(), [], []
     for number, (task, each) in enumerate(sets):
@@ -94,6 +95,7 @@ def measure(
     folder.write(
         row, "evaluation.json", {"stage": None if row == 0 else name, "seconds": seconds, "sets": found}
     )
+    life.accelerator.wait_for_everyone()  # it is there for all
 
 
 def glance(life: Life) -> dict[str, float]:

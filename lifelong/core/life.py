@@ -255,8 +255,8 @@ class Life:
         return batching.parts(items, self.objectives, self.model, accelerator.device, size, share)
 
     def update(self, learning_rate: float, loss: float | None = None) -> None:
-        """Hooks, clip, step, hooks, clear. `loss` is this process's share of the step's."""
-        self.loss = None if loss is None else self.summed(loss)
+        """Hooks, clip, step, hooks, clear. `loss` is the step's, where a method asks for it."""
+        self.loss = loss
         self.call("before_update")
         params = self.optimizer.param_groups[0]["params"]
         if self.max_grad_norm is not None:
@@ -278,6 +278,10 @@ class Life:
         if self.accelerator.num_processes == 1:
             return count
         return int(self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device), "sum"))
+
+    def agreed(self, wish: bool) -> bool:
+        """Does any process wish it? All ask at the same place, since each has its own clock."""
+        return bool(self.total(int(wish)))
 
     def serving(self) -> contextlib.AbstractContextManager[None]:
         """The model as its tuner means it to be used."""

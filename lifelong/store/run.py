@@ -55,7 +55,7 @@ class RunFolder:
         Raises UserError where another process writes or the folder holds another configuration.
         """
         self.path = Path(path)
-        self.stages = [UNTRAINED] + [f"{i:03d}-{_safe(name)}" for i, name in enumerate(stages, start=1)]
+        self.stages = _folders(stages)
         self.keep = keep
         self.notices: list[str] = []
         self.lock = Lock(self.path)
@@ -194,6 +194,19 @@ class RunFolder:
             write_text(file, "".join(kept))
 
 
+class Follower(RunFolder):
+    """The view of a process that trains beside the one that writes: it reads the same files."""
+
+    def __init__(self, path: Path, stages: Iterable[str]) -> None:
+        self.path, self.stages, self.notices = Path(path), _folders(stages), []
+
+    def _nothing(self, *content: Any) -> None:
+        pass
+
+    write = write_summary = write_environment = write_lines = _nothing
+    save = log = flush_log = cut_log = close = _nothing
+
+
 def load_checkpoint(position: Position) -> tuple[dict[str, Any], Any]:
     """(tensors by path, plain values) of a checkpoint, as `save` got them."""
     from safetensors.torch import load_file
@@ -281,6 +294,10 @@ def _differences(theirs: Any, mine: Any, path: str = "") -> list[str]:
         pairs = enumerate(zip(theirs, mine, strict=True))
         return [d for i, (a, b) in pairs for d in _differences(a, b, f"{path}.{i}")]
     return [] if theirs == mine else [path]
+
+
+def _folders(stages: Iterable[str]) -> list[str]:
+    return [UNTRAINED] + [f"{i:03d}-{_safe(name)}" for i, name in enumerate(stages, start=1)]
 
 
 def _safe(name: str) -> str:

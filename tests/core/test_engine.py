@@ -166,7 +166,8 @@ def test_what_cannot_be_trained_is_told_before_anything_is_evaluated(tmp_path):
     pairs = [[{"prompt": "p", "completion": text * 40} for text in texts] for texts in ("a", "b")]
     pairs[1][0]["completion"] *= 100  # longer than the window, in the last stage
     stages = [
-        replace(stage, rows=rows, labels=(), evals=()) for stage, rows in zip(stream.stages, pairs, strict=True)
+        replace(stage, rows=rows, labels=(), evals=())
+        for stage, rows in zip(stream.stages, pairs, strict=True)
     ]
     with pytest.raises(UserError, match="completion"):
         train(tmp_path / "window", replace(stream, stages=tuple(stages)), [Lora(rank=2)])
