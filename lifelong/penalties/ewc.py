@@ -13,12 +13,12 @@ A parameter that has grown since is compared on its old rows; a parameter that i
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from lifelong.core.axes import Context, Penalty
 from lifelong.core.settings import Range
 from lifelong.core.state import State
+from lifelong.numerics.anchor import pull
 from lifelong.numerics.fisher import diagonal_fisher
 from lifelong.numerics.swap import leading
 
@@ -51,16 +51,8 @@ class Ewc(Penalty):
     def loss(self, context: Context, state: State) -> Tensor | None:
         if not self.strength or not state["anchor"]:
             return None
-        terms = []
-        for name, kept in state["anchor"].items():
-            if name not in context.params:
-                continue
-            parameter = context.params[name]
-            kept = state["anchor"][name] = kept.to(parameter.device)  # moves once, after a resume
-            weight = state["importance"][name] = state["importance"][name].to(parameter.device)
-            drift = leading(parameter, kept.shape, name).float() - kept.float()
-            terms.append((weight * drift.square()).sum())
-        return self.strength / 2 * torch.stack(terms).sum() if terms else None
+        found = pull(context.params, state["anchor"], state["importance"])
+        return None if found is None else self.strength / 2 * found
 
     def end_stage(self, context: Context, state: State) -> State:
         if not self.strength:

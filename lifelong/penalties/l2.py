@@ -11,13 +11,12 @@ is compared on its old rows; a parameter that is new is free.
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from lifelong.core.axes import Context, Penalty
 from lifelong.core.settings import Range
 from lifelong.core.state import State
-from lifelong.numerics.swap import leading
+from lifelong.numerics.anchor import pull
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +47,8 @@ class L2(Penalty):
     def loss(self, context: Context, state: State) -> Tensor | None:
         if not self.strength or not state["anchor"]:
             return None
-        terms = []
-        for name, kept in state["anchor"].items():
-            if name not in context.params:
-                continue
-            parameter = context.params[name]
-            kept = state["anchor"][name] = kept.to(parameter.device)  # moves once, after a resume
-            terms.append((leading(parameter, kept.shape, name).float() - kept.float()).square().sum())
-        return self.strength / 2 * torch.stack(terms).sum() if terms else None
+        found = pull(context.params, state["anchor"])
+        return None if found is None else self.strength / 2 * found
 
     def end_stage(self, context: Context, state: State) -> State:
         return {"anchor": self._copied(context)} if self.anchor == "last" else state

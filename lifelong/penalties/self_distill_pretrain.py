@@ -21,11 +21,9 @@ import torch
 from torch import Tensor
 
 from lifelong.core.axes import Context, Penalty
-from lifelong.core.features import decision_features
 from lifelong.core.settings import Range
 from lifelong.core.state import State
-from lifelong.errors import UserError
-from lifelong.numerics.swap import evaluating, swapped
+from lifelong.core.teacher import feature_distance, need_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,20 +71,10 @@ class SelfDistillPretrain(Penalty):
     def loss(self, context: Context, state: State) -> Tensor | None:
         if not self.strength or not state["teacher"]:
             return None
-        if None in (context.model, context.objective, context.batch, context.outputs):
-            raise UserError(
-                "self_distill_pretrain looks at the current batch: give Context(model=..., objective=..., "
-                "batch=..., outputs=...)."
-            )
+        need_batch(context, "self_distill_pretrain")
         if not len(context.outputs.targets):
             return None
-        network, teacher = context.model.network, state["teacher"]
-        for name in teacher:
-            teacher[name] = teacher[name].to(context.params[name].device)  # moves once, after a resume
-        with swapped(context.params, teacher), evaluating(network), torch.no_grad():
-            wanted = decision_features(context.objective, network, context.batch)
-        found = decision_features(context.objective, network, context.batch)
-        return self.strength * (found.float() - wanted.float()).square().mean()
+        return self.strength * feature_distance(context, state["teacher"])
 
     def end_stage(self, context: Context, state: State) -> State:
         return {"start": None, "teacher": None}

@@ -21,6 +21,7 @@ from torch import Tensor
 from lifelong.core.axes import Context, Params, Penalty
 from lifelong.core.settings import Range
 from lifelong.core.state import State
+from lifelong.numerics.anchor import pull
 from lifelong.numerics.swap import leading
 
 Tensors = dict[str, Tensor]
@@ -78,15 +79,8 @@ class Si(Penalty):
     def loss(self, context: Context, state: State) -> Tensor | None:
         if not self.strength or not state["anchor"]:
             return None
-        terms = []
-        for name, kept in state["anchor"].items():
-            if name not in context.params:
-                continue
-            parameter = context.params[name]
-            weight = state["importance"][name].to(parameter.device)
-            drift = leading(parameter, kept.shape, name).float() - kept.to(parameter.device).float()
-            terms.append((weight * drift.square()).sum())
-        return self.strength * torch.stack(terms).sum() if terms else None
+        found = pull(context.params, state["anchor"], state["importance"])
+        return None if found is None else self.strength * found
 
     def end_stage(self, context: Context, state: State) -> State:
         if not self.strength or not state["path"]:

@@ -34,8 +34,9 @@ from lifelong.core.model import Model
 from lifelong.core.settings import Range
 from lifelong.core.state import State
 from lifelong.errors import UserError
+from lifelong.numerics.anchor import pull
 from lifelong.numerics.distillation import kl_divergence
-from lifelong.numerics.swap import evaluating, leading, swapped
+from lifelong.numerics.swap import leading, taught
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +92,8 @@ class Zscl(Penalty):
         model, params = context.model, context.params
         chosen = reference.draw(len(state["rows"]), self.batch_size, context)
         batch = reference.collate([state["rows"][i] for i in chosen], model)
-        initial = {n: t.to(params[n].device) for n, t in state["initial"].items() if n in params}
-        with swapped(params, initial), evaluating(model.network), torch.no_grad():
+        initial = {name: value for name, value in state["initial"].items() if name in params}
+        with taught(model.network, params, initial):
             old = self._look(model, batch)
         new = self._look(model, batch)
         if self._form(model) == "prediction":
@@ -127,11 +128,7 @@ class Zscl(Penalty):
     def _drift(self, context: Context, state: State) -> Tensor | float:
         if not self.consolidation or not state["start"]:
             return 0.0
-        terms = []
-        for name, kept in state["start"].items():
-            now = leading(context.params[name], kept.shape, name).float()
-            terms.append((now - kept.to(now.device).float()).square().sum())
-        return self.consolidation * torch.stack(terms).sum()
+        return self.consolidation * pull(context.params, state["start"])
 
 
 GENERATIVE = ("decoder", "encoder_decoder")

@@ -86,10 +86,7 @@ class Eva(Tuner):
         return {"ranks": ranks}
 
     def fold(self, model: Model, state: State) -> None:
-        for name, update in self.low_rank(model, state).items():
-            module = model.network.get_submodule(name)
-            low_rank.detach(module)
-            low_rank.add_to_weight(module, update.down, update.up, update.scale)
+        low_rank.fold_all(model.network, self.low_rank(model, state))
 
     def low_rank(self, model: Model, state: State) -> dict[str, LowRank]:
         found = {}

@@ -14,8 +14,6 @@ outputs are alike, as those of B before its first step, every row moves.
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
-
 from lifelong.core.axes import Context, LowRank, Tuner
 from lifelong.core.model import Model
 from lifelong.core.settings import Range
@@ -47,12 +45,8 @@ class MiguLora(Tuner):
 
     def attach(self, model: Model, state: State | None, seed: int) -> State:
         """State: {"active": whether this stage has masks}; within an update also the masked rows."""
-        network, generator = model.network, torch.Generator().manual_seed(seed)
-        network.requires_grad_(False)
-        modules = low_rank.select_modules(network, self.targets)
-        for module in modules.values():
-            low_rank.attach(module, self.rank, self.alpha / self.rank, self.dropout)
-            low_rank.initialise(module, generator)
+        network, scale = model.network, self.alpha / self.rank
+        modules = low_rank.attach_all(network, self.targets, self.rank, scale, self.dropout, seed)
         active, by_position = bool(state and state["active"]), self.normalise == "position"
         output_masks.watch(network, modules, active, by_position, factors=True)
         return {"active": active}
@@ -71,10 +65,7 @@ class MiguLora(Tuner):
 
     def fold(self, model: Model, state: State) -> None:
         output_masks.unwatch(model.network)
-        for name, update in self.low_rank(model, state).items():
-            module = model.network.get_submodule(name)
-            low_rank.detach(module)
-            low_rank.add_to_weight(module, update.down, update.up, update.scale)
+        low_rank.fold_all(model.network, self.low_rank(model, state))
 
     def low_rank(self, model: Model, state: State) -> dict[str, LowRank]:
         modules = low_rank.select_modules(model.network, self.targets)
