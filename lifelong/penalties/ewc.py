@@ -3,8 +3,8 @@
     strength / 2 * sum_i importance_i * (theta_i - anchor_i)^2
     importance <- decay * importance + F,   F_i = mean over examples of (d log p(y|x) / d theta_i)^2
 
-Kirkpatrick et al. 2017, arXiv:1612.00796, eq. 3; one running importance for all stages as in
-Schwarz et al. 2018 (arXiv:1805.06370, eq. 9), so that memory does not grow. y is the given label
+Kirkpatrick et al. 2017, arXiv:1612.00796; one running importance for all stages as in
+Schwarz et al. 2018 (arXiv:1805.06370), so that memory does not grow. y is the given label
 (`empirical`) or drawn from the model (`true`). Widespread implementations square the gradient of a
 batch mean, which shrinks the importance about as the batch grows; here every example's is squared.
 A parameter that has grown since is compared on its old rows; a parameter that is new is free.

@@ -3,7 +3,7 @@
     strength / 2 * sum_i (theta_i - anchor_i)^2
 
 The uniform-importance case of elastic weight consolidation (Kirkpatrick et al. 2017,
-arXiv:1612.00796, eq. 3 with F = 1); with pretraining it holds the past far better than without
+arXiv:1612.00796, with F = 1); with pretraining it holds the past far better than without
 (Smith et al. 2023, arXiv:2203.17269). A parameter that has grown since (a head that met new labels)
 is compared on its old rows; a parameter that is new is free.
 """

@@ -2,7 +2,7 @@
 
     strength * mean over labelled positions of T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
-Li and Hoiem 2016, arXiv:1606.09282, eq. 2 with T = 2: theirs is the cross-entropy of the softened
+Li and Hoiem 2016, arXiv:1606.09282, with T = 2: theirs is the cross-entropy of the softened
 answers, which differs from the divergence by a constant; the divergence is 0 where nothing changed.
 T^2 keeps the gradient's size (Hinton et al. 2015, arXiv:1503.02531). Where a head grows, old labels
 only. The teacher is the same network run with the weights that it had when the stage began, so no

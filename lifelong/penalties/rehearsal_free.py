@@ -3,7 +3,7 @@
     feature:    strength * mean over labelled positions and dimensions of (f_i - f_i before the stage)^2
     prediction: strength * mean over labelled positions of T^2 KL(softmax(z before / T) || softmax(z / T))
 
-Smith et al. 2023, arXiv:2203.17269, section 3 (their Feat KD and Pred KD; no code was published).
+Smith et al. 2023, arXiv:2203.17269 (their Feat KD and Pred KD; no code was published).
 f is what the output head reads at a labelled position (pooled features, where a linear head
 decides), z its answer, of labels that are old. Their other terms are the methods l2 and ewc, which
 this one is named beside. The model before the stage is the same network run with the weights that

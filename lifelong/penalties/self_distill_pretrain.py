@@ -4,7 +4,7 @@
     then, from the weights at the start of the stage:
         loss of the task + strength * mean over labelled positions and dimensions of (f - f_teacher)^2
 
-Lee et al. 2023, arXiv:2210.02871, eqs. 3 and 4: the student begins where the teacher began, not where
+Lee et al. 2023, arXiv:2210.02871: the student begins where the teacher began, not where
 it ended, which limits how far further pre-training moves away from the first model. f is what the
 output head reads at labelled positions. Choices here: both parts share the steps of the stage's
 budget, `teacher_share` of them for the teacher (give twice the epochs to see all rows in both);

@@ -4,7 +4,7 @@
     importance_i <- importance_i + max(path_i, 0) / (drift_i^2 + damping)   at the end of a stage
     penalty = strength * sum_i importance_i * (theta_i - anchor_i)^2
 
-Zenke, Poole and Ganguli 2017, arXiv:1703.04200, eqs. 3 to 5; drift is what the stage changed in the
+Zenke, Poole and Ganguli 2017, arXiv:1703.04200; drift is what the stage changed in the
 weight, g the gradient of the task's loss. Here g is taken before penalties on weights are added (so
 not the gradient of this one) and before clipping; penalties on answers and a memory that joins the
 loss are part of the task. Choice: a path that raised the loss counts as no importance, since a

@@ -7,7 +7,7 @@
     average <- (n average + theta) / (n + 1) every `average_every` steps, from n = 1 with the weights
     at the start of the stage; handed over when the stage ends
 
-Zheng et al. 2023, arXiv:2303.06628, eqs. 2 to 6. Theirs distils the image-to-text answers of CLIP;
+Zheng et al. 2023, arXiv:2303.06628. Theirs distils the image-to-text answers of CLIP;
 here any network is held on its own answers to reference rows (next tokens), or on its features where
 it has no head over a vocabulary. The divergence differs from their cross-entropy by a constant. The
 initial model is the same network run with its first trainable weights, so tuners that renew their

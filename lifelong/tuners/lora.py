@@ -1,6 +1,6 @@
 """LoRA: one low-rank update per linear module, trained on through all stages.
 
-    y = W x + (alpha / rank) * B A x        (Hu et al. 2022, arXiv:2106.09685, eq. 3)
+    y = W x + (alpha / rank) * B A x        (Hu et al. 2022, arXiv:2106.09685)
 
 A starts uniform in +-1/sqrt(in), B at zero. The pair goes on from stage to stage; nothing protects
 what it learned before (that is what penalties and replay are for). File format: peft's.

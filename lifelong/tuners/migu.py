@@ -3,7 +3,7 @@
     n_j = sum over positions of |h_j|,   h = W x + b   (accumulated over the passes of a step)
     row j of W moves  iff  n_j >= quantile(n, masked)
 
-Du et al. 2024, arXiv:2406.17245, section 3.2: the magnitudes normalised to sum 1 decide; the sum is
+Du et al. 2024, arXiv:2406.17245: the magnitudes normalised to sum 1 decide; the sum is
 one number per layer and so changes no rank, unless every position is normalised by itself
 (`normalise: position`). Biases, embeddings, norms and heads always move. The first stage is trained
 in full. The authors' code zeroes gradients and leaves the rest to AdamW, which goes on to move masked
