@@ -92,10 +92,14 @@ class Conpet(Tuner):
         return self._settled(model, state | found | {"training": number, "samples": samples})
 
     def before_update(self, context: Context, state: State) -> State:
-        """Keep a head's rows of old labels until the optimiser has stepped."""
-        heads = {name: p for name, p in context.params.items() if f".{CHILD}." not in name}
-        num = context.num_old_labels or 0
-        return {**state, "held": {name: p.detach()[:num].clone() for name, p in heads.items()}}
+        """A head's rows of old labels neither count in the clipping nor move."""
+        held, num = {}, context.num_old_labels or 0
+        for name, parameter in context.params.items():
+            if f".{CHILD}." not in name:
+                held[name] = parameter.detach()[:num].clone()
+                if parameter.grad is not None:
+                    parameter.grad[:num] = 0
+        return {**state, "held": held}
 
     def after_update(self, context: Context, state: State) -> State:
         for name, rows in state["held"].items():
