@@ -8,6 +8,11 @@ from torch import Tensor
 from lifelong.numerics.swap import leading
 
 
+def copied(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values that share no memory with the parameters."""
+    return {name: parameter.detach().clone() for name, parameter in params.items()}
+
+
 def pull(
     params: Mapping[str, Tensor], anchor: Mapping[str, Tensor], importance: Mapping[str, Tensor] | None = None
 ) -> Tensor | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from lifelong.core.axes import Context, Penalty
 from lifelong.core.settings import Range
 from lifelong.core.state import State
-from lifelong.numerics.anchor import pull
+from lifelong.numerics.anchor import copied, pull
 from lifelong.numerics.fisher import diagonal_fisher
 from lifelong.numerics.swap import leading
 
@@ -62,5 +62,4 @@ class Ewc(Penalty):
             if name in importance:
                 block = leading(importance[name], old.shape, name)
                 block.add_(old.to(block.device), alpha=self.decay)
-        anchor = {name: parameter.detach().clone() for name, parameter in context.params.items()}
-        return {"anchor": anchor, "importance": importance}
+        return {"anchor": copied(context.params), "importance": importance}

@@ -16,7 +16,7 @@ from torch import Tensor
 from lifelong.core.axes import Context, Penalty
 from lifelong.core.settings import Range
 from lifelong.core.state import State
-from lifelong.numerics.anchor import pull
+from lifelong.numerics.anchor import copied, pull
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,4 +56,4 @@ class L2(Penalty):
     def _copied(self, context: Context) -> dict[str, Tensor] | None:
         if not self.strength:
             return None
-        return {name: parameter.detach().clone() for name, parameter in context.params.items()}
+        return copied(context.params)

@@ -24,6 +24,7 @@ from lifelong.core.axes import Context, Penalty
 from lifelong.core.settings import Range
 from lifelong.core.state import State
 from lifelong.core.teacher import feature_distance, need_batch
+from lifelong.numerics.anchor import copied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class SelfDistillPretrain(Penalty):
     def begin_stage(self, context: Context, state: State) -> State:
         if not self.strength or (self.first_stages and context.stage >= self.first_stages):
             return {"start": None, "teacher": None}
-        return {"start": _copied(context), "teacher": None}
+        return {"start": copied(context.params), "teacher": None}
 
     def after_update(self, context: Context, state: State) -> State:
         if not state["start"]:
@@ -61,7 +62,7 @@ class SelfDistillPretrain(Penalty):
         done, last = context.step + 1, context.num_steps
         if done < max(round(self.teacher_share * last), 1) or done >= last:
             return state
-        teacher = _copied(context)
+        teacher = copied(context.params)
         with torch.no_grad():
             for name, value in state["start"].items():
                 context.params[name].copy_(value)
@@ -78,7 +79,3 @@ class SelfDistillPretrain(Penalty):
 
     def end_stage(self, context: Context, state: State) -> State:
         return {"start": None, "teacher": None}
-
-
-def _copied(context: Context) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in context.params.items()}

@@ -18,10 +18,10 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from lifelong.core.axes import Context, Params, Penalty
+from lifelong.core.axes import Context, Penalty
 from lifelong.core.settings import Range
 from lifelong.core.state import State
-from lifelong.numerics.anchor import pull
+from lifelong.numerics.anchor import copied, pull
 from lifelong.numerics.swap import leading
 
 Tensors = dict[str, Tensor]
@@ -54,7 +54,7 @@ class Si(Penalty):
             name: torch.zeros(p.shape, dtype=torch.float32, device=p.device)
             for name, p in context.params.items()
         }
-        return {**state, "start": _copied(context.params), "path": path, "step": None}
+        return {**state, "start": copied(context.params), "path": path, "step": None}
 
     def after_backward(self, context: Context, state: State) -> State:
         if not self.strength or not state["path"]:
@@ -101,7 +101,3 @@ class Si(Penalty):
         }
         fresh = {"start": None, "path": None, "step": None}
         return {"anchor": anchor, "importance": importance, **fresh}
-
-
-def _copied(params: Params) -> Tensors:
-    return {name: parameter.detach().clone() for name, parameter in params.items()}

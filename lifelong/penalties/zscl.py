@@ -34,7 +34,7 @@ from lifelong.core.model import Model
 from lifelong.core.settings import Range
 from lifelong.core.state import State
 from lifelong.errors import UserError
-from lifelong.numerics.anchor import pull
+from lifelong.numerics.anchor import copied, pull
 from lifelong.numerics.distillation import kl_divergence
 from lifelong.numerics.swap import leading, taught
 
@@ -77,13 +77,13 @@ class Zscl(Penalty):
         rows = reference.encode(
             self.reference, context.model, self.num_rows, self.length, context.seed, "zscl.reference"
         )
-        return {"rows": rows, "initial": _copied(context), "start": {}, "average": {}, "merged": 0}
+        return {"rows": rows, "initial": copied(context.params), "start": {}, "average": {}, "merged": 0}
 
     def begin_stage(self, context: Context, state: State) -> State:
         if not self.strength:
             return state
-        start = {name: value for name, value in _copied(context).items() if name in state["initial"]}
-        average = _copied(context) if self.average_every else {}
+        start = {name: value for name, value in copied(context.params).items() if name in state["initial"]}
+        average = copied(context.params) if self.average_every else {}
         return {**state, "start": start, "average": average, "merged": 1}
 
     def loss(self, context: Context, state: State) -> Tensor | None:
@@ -132,7 +132,3 @@ class Zscl(Penalty):
 
 
 GENERATIVE = ("decoder", "encoder_decoder")
-
-
-def _copied(context: Context) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in context.params.items()}
