@@ -16,6 +16,8 @@ from lifelong.core.axes import Context
 from lifelong.core.composition import Methods
 from lifelong.core.encoding import pair
 from lifelong.errors import UserError
+from lifelong.models import restore
+from lifelong.models.export import export_run
 from lifelong.numerics import pairs, selector
 from lifelong.objectives.causal_lm import CausalLm
 from lifelong.objectives.classification import Classification
@@ -263,6 +265,32 @@ def test_a_finished_stage_answers_as_when_it_ended(tuner, tmp_path, monkeypatch)
     assert len(before) == 6 and (before == after) == isinstance(tuner, Conpet)
 
 
+def test_old_rows_of_a_head_leave_the_gradient():
+    method, model, state = grown("bert", stages=1)
+    context = boundary(model, 1)
+    state = method.begin_stage(context, state)
+    context = Context(params=model.params(), model=model, stage=1, num_old_labels=2)
+    for parameter in context.params.values():
+        parameter.grad = torch.ones_like(parameter)
+    method.before_update(context, state)
+    for name, parameter in context.params.items():
+        old = parameter.grad[:2].any().item()
+        assert parameter.grad[2:].all() and old == ("lifelong_head" not in name)
+
+
+def test_a_run_and_what_it_exports_answer_alike(tmp_path):
+    base = tiny.model("llama")
+    base.network.save_pretrained(tmp_path / "base")
+    base.processor.save_pretrained(tmp_path / "base")
+    stream = tiny_stream.stream(stages=("sky", "farm"), general=False)
+    run = launch.run(restore.load(tmp_path / "base"), stream, [Conpet(rank=2)], output=tmp_path / "run")
+    export_run(run.folder, tmp_path / "out")
+    asked = [row for stage in stream.stages for row in stage.evals[0].rows]
+    labels = [label for stage in stream.stages for label in stage.labels]
+    found = [restore.load(path).answers(OBJECTIVE, asked, labels) for path in (run.folder, tmp_path / "out")]
+    assert found[0] == found[1] and len({answer.prediction[:3] for answer in found[0]}) == 2
+
+
 def test_a_saved_state_rebuilds_the_same_model_inside_a_stage():
     method, model, state = grown("gpt2", stages=2)
     state = method.begin_stage(boundary(model, 2), state)
@@ -289,20 +317,21 @@ def test_what_it_cannot_work_with_is_said():
         method.begin_stage(Context(params={}, model=model), state)
 
 
-def test_static_steps_are_half_old_and_do_not_grow(tmp_path):
+def test_static_steps_are_half_old_and_do_not_grow(tmp_path, monkeypatch):
     """After the first stage as many old rows as new in every step, and as many steps as in the first."""
     methods = build.methods([{"conpet_static": {}}])
     stream = tiny_stream.stream(stages=("sky", "farm", "city"), general=False, batch_size=4)
     mixed = []
 
-    class Watched(type(methods.replay)):
-        def pick(self, state, num_rows, stage, step):
-            found = super().pick(state, num_rows, stage, step)
-            mixed.append((stage, num_rows, len(found), {item["stage"] for item in found}))
-            return found
+    pick = type(methods.replay).pick
 
-    watched = Watched(**{"size": methods.replay.size, "fraction": methods.replay.fraction})
-    run = launch.run(tiny.model("llama"), stream, [methods.tuner, watched], output=tmp_path / "run")
+    def watched(replay, state, num_rows, stage, step):
+        found = pick(replay, state, num_rows, stage, step)
+        mixed.append((stage, num_rows, len(found), {item["stage"] for item in found}))
+        return found
+
+    monkeypatch.setattr(type(methods.replay), "pick", watched)
+    run = launch.run(tiny.model("llama"), stream, methods, output=tmp_path / "run")
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert [sum(line["stage"] == stage for line in lines) for stage in range(3)] == [3, 3, 3]
     assert all(new == old == 4 for stage, new, old, _ in mixed if stage) and len(mixed) == 9
