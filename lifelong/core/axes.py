@@ -57,6 +57,7 @@ class Context:
     loss: float | None = None  # of the step's rows, nats per labelled position, once it is known:
     # in `after_backward`, terms on weights, `before_update` and `after_update`
     examples: Sequence[Example] = ()  # the stage's encoded training rows
+    labels: Sequence[str] = ()  # of the stage, where it has a closed set
     objectives: Sequence["Objective"] = ()  # of the stages, by index
     base: Mapping[str, Tensor] = field(default_factory=dict)  # weights before the first stage, by name
     history: Sequence[Mapping[str, Any]] = ()  # evaluations so far, see `Diagnostic`

@@ -47,7 +47,7 @@ def judge(model: Any, each: EvalSet, labels: Sequence[str]) -> tuple[dict[str, A
     model.network.eval()
     try:
         with torch.no_grad():
-            answers = each.objective.answer(each.rows, model, labels)
+            answers = model.answers(each.objective, each.rows, labels)
     finally:
         model.network.train(training)
     for number, answer in enumerate(answers):

@@ -324,6 +324,7 @@ class Life:
             tasks=part.tasks if part else (),
             loss=self.loss,
             examples=examples,
+            labels=self.stream.stages[self.stage].labels if self.stage >= 0 else (),
             objectives=self.objectives,
             base=self.base,
             batches=lambda chosen: iter([batching.part(objective, chosen, self.model, device).batch]),

@@ -3,7 +3,7 @@
 Before a stage, matrices of one category and size are drawn: attention (q, k, v, o), feed-forward,
 norms. Of n such modules in a block half are frozen; where n is odd, (n + 1) / 2 in a random half of
 the blocks and (n - 1) / 2 in the others. With 3 feed-forward matrices that is the paper's rule (Hui
-et al. 2024, arXiv:2404.18466, section 2.2): two of three in half of the layers, one of three in the
+et al. 2024, arXiv:2404.18466): two of three in half of the layers, one of three in the
 rest. Embeddings, the last norm and heads are always trained.
 
 Choices here: modules are drawn among those of equal size, so that with grouped-query attention one

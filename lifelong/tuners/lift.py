@@ -2,7 +2,7 @@
 
     R = best approximation of W of rank `filter_rank`;  chosen = the K entries with the largest |R|
 
-Liu et al. 2025, arXiv:2506.00772, section 3. The entries are chosen anew every `interval` steps; the
+Liu et al. 2025, arXiv:2506.00772. The entries are chosen anew every `interval` steps; the
 moments of entries that stay go with them, those of new ones begin at zero, the count of steps goes
 on. Adam's moments exist for chosen entries alone, so the update is made here:
     m, v as in AdamW;  w <- w - learning_rate * (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
