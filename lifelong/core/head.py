@@ -147,28 +147,25 @@ def answer(rows: Sequence[Row], model: Model, labels: Sequence[str], pooling: Po
     the row's label among them, -inf where it is unknown or no candidate.
     """
     head, found = find(model.network), []
-    if head is None:  # nothing was taught yet
+    known = {} if head is None else {label: i for i, label in enumerate(head.labels)}
+    names = [label for label in labels or known if label in known]
+    if not names:  # nothing of this was taught yet
         return [Answer("", (str(row["label"]),), -math.inf, 1) for row in rows]
-    known = {label: i for i, label in enumerate(head.labels)}
-    names = [label for label in labels or head.labels if label in known]
     columns = torch.tensor([known[name] for name in names], dtype=torch.int64, device=model.device)
     with judging(model.network):
         for start in range(0, len(rows), 4 * IMAGES_AT_ONCE):
-            part = rows[start : start + 4 * IMAGES_AT_ONCE]
-            found += _scores(part, model, columns, pooling)
-    answers = []
-    for row, scores in zip(rows, found, strict=True):
-        label = str(row["label"])
-        best = names[int(scores.argmax())] if names else ""
-        likelihood = float(scores[names.index(label)]) if label in names else -math.inf
-        answers.append(Answer(best, (label,), likelihood, 1))
-    return answers
+            part = list(rows[start : start + 4 * IMAGES_AT_ONCE])
+            found += _answers(part, model, names, columns, pooling)
+    return found
 
 
-def _scores(rows: Sequence[Row], model: Model, columns: Tensor, pooling: Pooling) -> list[Tensor]:
-    """Log-probabilities of each row's candidates."""
+def _answers(
+    rows: Sequence[Row], model: Model, names: Sequence[str], columns: Tensor, pooling: Pooling
+) -> list[Answer]:
+    """`columns` are the places of the candidates `names` in the head."""
     head, (bodies, _) = head_of(model.network), _bodies(rows, model)
-    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    place = {name: i for i, name in enumerate(names)}
+    found: list[Answer] = [Answer("", (), -math.inf, 1)] * len(rows)
     lengths = [
         len(body["input_ids"]) if "input_ids" in body else BATCH_TOKENS // IMAGES_AT_ONCE for body in bodies
     ]
@@ -176,8 +173,14 @@ def _scores(rows: Sequence[Row], model: Model, columns: Tensor, pooling: Pooling
         batch = _stack([bodies[i] for i in chosen], model)
         batch = {key: value.to(model.device) for key, value in batch.items()}
         logits = head(features(model.network, batch, pooling))[:, columns].float()
-        for i, scores in zip(chosen, logits.log_softmax(1).cpu(), strict=True):
-            found[i] = scores
+        scores = logits.log_softmax(1).cpu()
+        references = [str(rows[i]["label"]) for i in chosen]
+        asked = torch.tensor([place.get(name, 0) for name in references])
+        likelihoods = scores[torch.arange(len(chosen)), asked].tolist()
+        for i, best, own, score in zip(
+            chosen, scores.argmax(1).tolist(), references, likelihoods, strict=True
+        ):
+            found[i] = Answer(names[best], (own,), score if own in place else -math.inf, 1)
     return found
 
 

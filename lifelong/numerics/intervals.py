@@ -14,6 +14,7 @@ from lifelong.errors import UserError
 
 RESAMPLES = 2000
 CHUNK_CELLS = 2_000_000  # resampled indices held at once
+MANY = 1000  # scores; of more, equal ones are counted instead of drawn one by one
 
 
 def bootstrap_interval(
@@ -31,12 +32,21 @@ def bootstrap_interval(
         raise UserError("bootstrap_interval: weights must be > 0, one for each score.")
     generator = np.random.default_rng(seed)
     size = len(values)
+    if weights is None and size > MANY:
+        unique, counts = np.unique(values, return_counts=True)
+        if len(unique) <= MANY // 10:  # right or wrong, mostly: a resample is a draw of their counts
+            drawn = generator.multinomial(size, counts / size, RESAMPLES)
+            return _ends(drawn @ unique / size, level)
     rows = max(1, min(RESAMPLES, CHUNK_CELLS // size))
     means = []
     for start in range(0, RESAMPLES, rows):
         picks = generator.integers(size, size=(min(rows, RESAMPLES - start), size))
         means.append((values * masses)[picks].sum(axis=1) / masses[picks].sum(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return _ends(np.concatenate(means), level)
+
+
+def _ends(means: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

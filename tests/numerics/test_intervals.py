@@ -30,6 +30,15 @@ def test_bootstrap_has_the_width_of_the_normal_interval():
     assert np.diff(bootstrap_interval(scores, seed=1, level=0.5))[0] < 0.5 * (high - low)  # control
 
 
+def test_counting_equal_scores_is_drawing_them_one_by_one():
+    scores = np.random.default_rng(0).random(3000) < 0.7  # shares: counted; a trifle apart: drawn
+    apart = scores + np.linspace(0, 1e-9, 3000)
+    counted, drawn = (np.array(bootstrap_interval(each.astype(float), seed=2)) for each in (scores, apart))
+    assert np.abs(counted - drawn).max() < 0.1 * np.diff(drawn)[0] and (counted != drawn).all()
+    wilson = wilson_interval(int(scores.sum()), 3000)
+    assert counted == pytest.approx(wilson, abs=0.002)
+
+
 def test_bootstrap_covers_the_truth_as_often_as_it_says():
     generator = np.random.default_rng(3)
     hits = [low <= 0.7 <= high for low, high in (_interval(generator, 0.7, i) for i in range(200))]
