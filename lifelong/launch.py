@@ -73,7 +73,7 @@ def run(
         stream = joined(stream)
     check_objectives(stream, methods)
     if isinstance(model, str):
-        model = load_model(chosen) if chosen else pretrained.load(model)
+        model = load_model(chosen, seed) if chosen else pretrained.load(model, seed=seed)
     check_kinds(stream, model)
     check_head(stream, methods, model)
     record = {} if chosen is None else chosen.resolved()
@@ -136,8 +136,10 @@ def settings_of(chosen: RunConfig) -> Settings:
     )
 
 
-def load_model(chosen: RunConfig) -> Model:
+def load_model(chosen: RunConfig, seed: int = 0) -> Model:
+    """The model of a stream file; `seed` draws its weights where it is made and names no seed of its own."""
     choice = chosen.model.model_dump()
+    choice["seed"] = seed if choice["seed"] is None else choice["seed"]
     return pretrained.load(choice.pop("name"), **choice)
 
 
@@ -220,7 +222,7 @@ def describe(
         "candidates": stream.candidates,
         "model": {"name": model.name, "kind": model.kind, "fingerprint": model.fingerprint,
                   "parameters": sum(p.numel() for p in model.network.parameters()),
-                  "source": record.get("model", {"name": model.name})},
+                  "source": record.get("model", {"name": model.name}) | model.notes.get("made", {})},
         "stages": [_about_stage(stage) for stage in stream.stages],
         "general": [{"name": each.name, "num_rows": len(each.rows)} for each in stream.general],
     }  # fmt: skip

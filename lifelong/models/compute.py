@@ -38,7 +38,7 @@ def fast_bfloat16() -> bool:
 def set_attention(model: Model, wanted: str, stream: Stream) -> None:
     """Choose the form of attention for short rows on a CPU; keep the library's choice elsewhere."""
     if wanted == "auto":
-        if model.device.type != "cpu" or longest(stream) > SHORT:
+        if model.device.type != "cpu" or (model.kind != "vision" and longest(stream) > SHORT):
             return
         wanted = "eager"
     model.network.set_attn_implementation(wanted)

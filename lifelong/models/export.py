@@ -41,11 +41,9 @@ def export_run(source: Path, output: Path, stage: str | None = None, adapter: bo
         return {"kind": "adapter", "folder": str(output), "stage": restored.stage, "note": note}
     restored.tuner.fold(model, restored.tuner_state)
     pretrained.export_checkpoint(model, output)
-    note = f"stage {restored.stage}; " + (
-        "its growing head loads through lifelong.load; the body is plain transformers"
-        if grown
-        else "plain transformers"
-    )
+    body = "an architecture of lifelong's own" if "made" in model.notes else "plain transformers"
+    head = "its growing head loads through lifelong.load; the body is " if grown else ""
+    note = f"stage {restored.stage}; {head}{body}"
     return {"kind": "checkpoint", "folder": str(output), "stage": restored.stage, "note": note}
 
 

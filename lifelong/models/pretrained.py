@@ -1,5 +1,6 @@
 """Pretrained models: loaded from anywhere, exported to what every tool loads."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from lifelong.models.fingerprint import fingerprint
 from lifelong.models.heads import NAME, read_head, write_head
 from lifelong.models.routed import Learned, is_routed, write_learned
 from lifelong.models.sources import locate, plain_errors
-from lifelong.store.files import whole_folder
+from lifelong.store.files import read_json, whole_folder
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export_adapter", "export_checkpoint", "fingerprint", "load"]
 
+PERCEPTRON = "perceptron"  # is made, not loaded
 UNBOUNDED = 1_000_000  # tokenizers state 1e30 where they know no limit
 RELATIVE = 1024  # window where neither model nor tokenizer states one
 
@@ -34,23 +36,25 @@ def load(
     dtype: "torch.dtype | None" = None,
     attention: str = "auto",
     routed: bool = False,
+    hidden_sizes: Sequence[int] | None = None,
+    num_inputs: int | None = None,
+    seed: int | None = None,
 ) -> "Model":
-    """The model of an embedded name, a folder or a Hub name. `dtype` None keeps the stored type.
+    """The model of an embedded name, a folder or a Hub name. `dtype` None keeps the stored type. The
+    last three arguments are for `perceptron`, which is made and not loaded.
 
-    The fingerprint is that of the weights as stored, whatever `dtype` is; with an adapter it is
-    that of the sum, in float32. A base with a tuner beside it is refused unless `routed`: then the
-    caller puts it on.
+    The fingerprint is that of the weights as stored, whatever `dtype` is; with an adapter that of the
+    sum, in float32. A base with a tuner beside it is refused unless `routed`: the caller puts it on.
     """
-    from lifelong.core.model import Model, kind_of
-
     _quiet()
+    if name == PERCEPTRON and not Path(name).exists():
+        return _perceptron().make(hidden_sizes, num_inputs, seed)
     place = locate(name, revision, gguf_file, allow_pickle)
-    _check_alone(place.name if place.local and not routed else None)
+    _look_at(Path(place.name) if place.local else None, routed)
     common = {"trust_remote_code": trust_remote_code} | ({} if place.local else {"revision": revision})
     with plain_errors(name, place.local):
         network = _network(place.name, allow_pickle, attention, common)
-        kind = kind_of(network)
-        processor = _processor(place.name, kind, common)
+        processor = _processor(place.name, network, common)
     notes, folders = dict(place.notes), [Path(place.name)] if place.local else []
     stored, digest = network.dtype, fingerprint(network)
     if adapter is not None:
@@ -59,14 +63,32 @@ def load(
         digest = fingerprint(network)
     _cast(network, dtype or stored)
     any(read_head(network, folder) for folder in folders)  # the first that has one
-    if kind != "vision":
-        notes |= ensure_pad(processor, name)
-    window = 1 if kind == "vision" else window_of(network.config, processor)
-    return Model(network, processor, kind, window, name, digest, notes)
+    return _ready(network, processor, name, digest, notes)
 
 
-def _check_alone(folder: str | None) -> None:
-    if folder is not None and is_routed(folder):
+def _ready(network: "nn.Module", processor: Any, name: str, digest: str, notes: dict[str, Any]) -> "Model":
+    from lifelong.core.model import Model, kind_of
+
+    kind = kind_of(network)
+    if kind == "vision":
+        return Model(network, processor, kind, 1, name, digest, notes)
+    notes |= ensure_pad(processor, name)
+    return Model(network, processor, kind, window_of(network.config, processor), name, digest, notes)
+
+
+def _perceptron() -> Any:
+    from lifelong.models import perceptron  # here, since it imports transformers' image processors
+
+    return perceptron
+
+
+def _look_at(folder: Path | None, routed: bool) -> None:
+    """Let transformers know an architecture of our own; refuse a base that is not alone, unless `routed`."""
+    if folder is None:
+        return
+    if read_json(folder / "config.json").get("model_type") == PERCEPTRON:
+        _perceptron().register()
+    if is_routed(folder) and not routed:
         raise UserError(
             f"model: {folder} is a plain base with what a tuner learned beside it. `lifelong.load` and "
             "`lifelong eval` put both together; to teach it more, continue its run."
@@ -120,10 +142,14 @@ def _auto_class(config: Any) -> Any:
     return AutoModelForCausalLM if "AutoModelForCausalLM" in remote else AutoModel
 
 
-def _processor(place: str, kind: str, common: dict[str, Any]) -> Any:
+def _processor(place: str, network: "nn.Module", common: dict[str, Any]) -> Any:
     from transformers import AutoImageProcessor, AutoTokenizer
 
-    return (AutoImageProcessor if kind == "vision" else AutoTokenizer).from_pretrained(place, **common)
+    from lifelong.core.model import kind_of
+
+    return (AutoImageProcessor if kind_of(network) == "vision" else AutoTokenizer).from_pretrained(
+        place, **common
+    )
 
 
 def ensure_pad(tokenizer: Any, name: str) -> dict[str, str]:
