@@ -68,14 +68,15 @@ def demo(
 @app.command()
 def init(
     file: Annotated[Path, typer.Argument(help="Where to write the template.")] = Path("stream.yaml"),
+    stream: Annotated[str | None, typer.Option(help="A named stream, see `lifelong streams`.")] = None,
 ) -> None:
     """Write a commented stream file to start from."""
+    from lifelong.cli.streams import template
     from lifelong.store.files import write_text
-    from lifelong.streams.builtin import template
 
     if file.exists():
         raise UserError(f"{file} exists; name another file.")
-    write_text(file, template())
+    write_text(file, template(stream))
     print(f"wrote {file}; run it with: lifelong run {file}")
 
 
@@ -166,6 +167,34 @@ def methods(
     from lifelong.cli.tables import print_methods
 
     print_methods(name, axis, as_json)
+
+
+@app.command()
+def streams(
+    name: Annotated[str | None, typer.Argument(help="One stream, for its settings.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the named streams; or explain one: where its data comes from, and all settings."""
+    from lifelong.cli.streams import print_streams
+
+    print_streams(name, as_json)
+
+
+@app.command()
+def order(
+    stream: Annotated[Path, typer.Argument(help="Stream file (YAML).")],
+    changes: Changes = None,
+    prefer: Annotated[str, typer.Option(help="similar or dissimilar neighbours first.")] = "similar",
+    model: Annotated[
+        str | None, typer.Option(help="Compare by its features; default: by words or pixels.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many orders to show.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Rank the orders of a stream's stages by how alike neighbours are. Nothing is trained."""
+    from lifelong.cli.streams import print_orders
+
+    print_orders(stream, changes or [], prefer, model, top, as_json)
 
 
 @app.command()

@@ -31,7 +31,9 @@ def watching(
 def stage_names(chosen: Any) -> list[str]:
     """Names for the progress line, in the order in which stages are counted."""
     joint = [list(each) for each in chosen.method] == [["joint"]]
-    return ["joint"] if joint else [stage.name for stage in chosen.stages]
+    if joint or chosen.named is None:
+        return ["joint"] if joint else [stage.name for stage in chosen.listed]
+    return []  # known once the data are read
 
 
 def _only_notices(event: Any) -> None:

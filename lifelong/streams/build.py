@@ -19,9 +19,11 @@ from lifelong.streams.config import (
     Settings,
     Source,
     StageChoice,
+    Training,
     choose,
 )
 from lifelong.streams.data import SOURCE, read_rows
+from lifelong.streams.scenarios import Part, labels_of
 
 DEFAULT_TUNER = "lora"
 BY_COLUMNS = (  # the objective of a stage that names none: the first whose columns the rows have
@@ -94,7 +96,10 @@ def _one(chosen: dict[str, Settings], axis: str, base: type, where: str) -> Any:
 def stream(config: RunConfig, folder: str | Path) -> Stream:
     """Read all rows and build the stages; relative paths start at `folder`."""
     folder = Path(folder)
-    stages = tuple(_stage(config, each, folder) for each in config.stages)
+    if config.named is not None:
+        stages = tuple(_cut(config, part) for part in config.named.parts(folder))
+    else:
+        stages = tuple(_stage(config, each, folder) for each in config.listed)
     general = tuple(_general(each, folder) for each in config.general)
     names = [each.name for stage in stages for each in stage.evals] + [each.name for each in general]
     for i, name in enumerate(names):
@@ -114,16 +119,49 @@ def _stage(config: RunConfig, choice: StageChoice, folder: Path) -> Stage:
         name = key if key == choice.name else f"{choice.name}.{key}"
         own = objective if source.objective is None else _objective(source.objective, [], f"{where}, eval")
         evals.append(_eval_set(name, source, own, source.metric, labels, folder, f"{where}, eval"))
-    schedule = _one(training.pop("schedule"), "schedules", Schedule, where)
-    budget = {key: training.pop(key) for key in BUDGET}
+    budget, optimization = _pace(training, where)
     return Stage(
         name=choice.name,
         rows=rows,
         evals=tuple(evals),
         objective=objective,
-        budget=build(Budget, budget, where),
-        optimization=build(Optimization, {**training, "schedule": schedule}, where),
+        budget=budget,
+        optimization=optimization,
         labels=labels,
+    )
+
+
+def _pace(training: Settings, where: str) -> tuple[Budget, Optimization]:
+    schedule = _one(training.pop("schedule"), "schedules", Schedule, where)
+    budget = {key: training.pop(key) for key in BUDGET}
+    return build(Budget, budget, where), build(Optimization, {**training, "schedule": schedule}, where)
+
+
+def _cut(config: RunConfig, part: Part) -> Stage:
+    """A stage of a named stream. Settings of its objective stand over the stream's own."""
+    where = f"stage {part.name}"
+    training = config.training(Training())
+    chosen = training.pop("objective")
+    if chosen is None or list(chosen) == list(part.objective):
+        own = {name: settings | (chosen or {}).get(name, {}) for name, settings in part.objective.items()}
+        chosen = own or None
+    objective = _objective(chosen, list(part.train[:1]), where)
+    labels = part.labels if _is_labelled(objective, part.train[0]) else ()
+    metric = _one({part.metric or objective.metric: {}}, "metrics", AnswerMetric, where)
+    evals = tuple(
+        EvalSet(name=name, rows=rows, objective=objective, metric=metric, labels=labels)
+        for name, rows in part.tests.items()
+    )
+    trained = map(str, dict.fromkeys(labels_of(part.train))) if labels else ()
+    budget, optimization = _pace(training, where)
+    return Stage(
+        name=part.name,
+        rows=part.train,
+        evals=evals,
+        objective=objective,
+        budget=budget,
+        optimization=optimization,
+        labels=tuple(dict.fromkeys((*labels, *trained))),
     )
 
 

@@ -18,12 +18,20 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from lifelong.core import discover
 from lifelong.core.settings import Range, misfit
 from lifelong.errors import UserError, nearest
-from lifelong.streams import builtin, mistakes, overrides, plain_yaml
+from lifelong.streams import benchmark, builtin, mistakes, overrides, plain_yaml
 
 METHOD_AXES = ("tuners", "penalties", "replay", "mixing", "mergers", "analytic", "recipes")
 BUDGET = ("epochs", "steps", "tokens", "seconds")
@@ -31,6 +39,8 @@ BATCH = ("batch_size", "batch_tokens")
 LABELS = (  # change no number
     "name", "output", "trackers", "checkpoint_seconds", "keep_checkpoints", "diagnostics", "evaluate_steps",
 )  # fmt: skip
+MADE = ("hidden_sizes", "num_inputs", "seed")
+LOADED = ("revision", "gguf_file", "adapter", "allow_pickle", "trust_remote_code")
 Settings = dict[str, Any]
 Positive = Range(0, open_low=True)
 
@@ -66,6 +76,11 @@ def _methods(value: Any) -> list[dict[str, Settings]]:
 
 def _named(key: str, value: Any) -> Any:
     return {key: value} if isinstance(value, str) else value
+
+
+def _stages(value: Any, handler: Any) -> Any:
+    """A list of stages, or a named stream."""
+    return benchmark.choose(value) if isinstance(value, (str, dict, benchmark.Benchmark)) else handler(value)
 
 
 def _texts(value: Any) -> Any:
@@ -106,6 +121,23 @@ class ModelChoice(Part):
     adapter: str | None = None  # peft adapter that is merged in first
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    hidden_sizes: tuple[int, ...] | None = None  # of a perceptron, which is made
+    num_inputs: Annotated[int, Range(1)] | None = None
+    seed: Annotated[int, Range(0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "ModelChoice":
+        made = self.name == "perceptron"
+        given = self.model_dump(exclude_defaults=True)
+        for key in LOADED if made else MADE:
+            if key in given:
+                own, other = ("made", "loaded") if made else ("loaded", "made")
+                raise UserError(
+                    f"`{key}` is for a model that is {other}; `{self.name}` is {own}. Leave it out."
+                )
+        if self.hidden_sizes is not None and min(self.hidden_sizes, default=0) < 1:
+            raise UserError(f"hidden_sizes must be at least 1, one or more; got {list(self.hidden_sizes)}.")
+        return self
 
 
 class Source(Part):
@@ -196,7 +228,7 @@ class RunConfig(Part):
     diagnostics: tuple[Diagnostic, ...] = ()
     evaluate_steps: Annotated[int, Range(1)] | None = None  # steps
     defaults: Training = Training()
-    stages: tuple[StageChoice, ...]
+    stages: Annotated[tuple[StageChoice, ...], WrapValidator(_stages)]  # or a Benchmark
     general: tuple[GeneralSet, ...] = ()
 
     @model_validator(mode="after")
@@ -205,26 +237,38 @@ class RunConfig(Part):
             raise UserError("give `seed` or `seeds`, not both.")
         if self.seeds is not None and (not self.seeds or len(set(self.seeds)) < len(self.seeds)):
             raise UserError(f"seeds: give at least one, none twice; got {list(self.seeds)}.")
-        if not self.stages:
+        if not self.listed and self.named is None:
             raise UserError("stages: give at least one.")
-        for group in ("stages", "general"):
-            names = [each.name for each in getattr(self, group)]
+        for group, members in (("stages", self.listed), ("general", self.general)):
+            names = [each.name for each in members]
             for i, name in enumerate(names):
                 if not re.fullmatch(r"[^\W_][\w-]*", name) or name.isdecimal():
                     raise UserError(f"{group}[{i}].name: use letters, digits, - and _, and not digits alone; "
                                     f"got {name!r}.")  # fmt: skip
                 if name in names[:i]:
                     raise UserError(f"{group}[{i}].name: `{name}` is taken; names must differ.")
-        for i, stage in enumerate(self.stages):
-            merged = self.training(stage)
-            if all(merged[key] is None for key in BUDGET):
-                raise UserError(f"stages[{i}]: no budget. Give {', '.join(BUDGET[:-1])} or {BUDGET[-1]}, "
-                                "here or under `defaults`.")  # fmt: skip
-            if (merged["batch_size"] is None) == (merged["batch_tokens"] is None):
-                raise UserError(
-                    f"stages[{i}]: give exactly one of batch_size (rows) and batch_tokens (positions)."
-                )
+        for i, stage in enumerate(self.listed):
+            self._check_training(stage, f"stages[{i}]", "here or under `defaults`")
+        if self.named is not None:
+            self._check_training(Training(), "stages", "under `defaults`")
         return self
+
+    def _check_training(self, stage: Training, where: str, place: str) -> None:
+        merged = self.training(stage)
+        if all(merged[key] is None for key in BUDGET):
+            raise UserError(f"{where}: no budget. Give {', '.join(BUDGET[:-1])} or {BUDGET[-1]}, {place}.")
+        if (merged["batch_size"] is None) == (merged["batch_tokens"] is None):
+            raise UserError(f"{where}: give exactly one of batch_size (rows) and batch_tokens (positions).")
+
+    @property
+    def named(self) -> benchmark.Benchmark | None:
+        """The named stream, where `stages` names one."""
+        return self.stages if isinstance(self.stages, benchmark.Benchmark) else None
+
+    @property
+    def listed(self) -> tuple[StageChoice, ...]:
+        """The stages that the file lists; none where it names a stream."""
+        return () if self.named is not None else self.stages
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -234,7 +278,7 @@ class RunConfig(Part):
         """The same run for one of its seeds."""
         return RunConfig.model_validate({**self.resolved(), "seed": seed, "seeds": None})
 
-    def training(self, stage: StageChoice) -> Settings:
+    def training(self, stage: Training) -> Settings:
         """Settings of a stage over those of `defaults`. A budget replaces a budget as a whole, and
         `batch_tokens` replaces `batch_size`."""
         merged: Settings = {}
@@ -253,10 +297,12 @@ class RunConfig(Part):
         record["output"] = self.output or f"runs/{self.name}"
         if self.seeds is not None:
             del record["seed"]
+        if self.named is not None:
+            return record | {"stages": benchmark.written(self.named), "defaults": self.training(Training())}
         record["stages"] = [
             stage.model_dump(mode="json", exclude=set(Training.model_fields), exclude_none=True)
             | self.training(stage)
-            for stage in self.stages
+            for stage in self.listed
         ]
         return record
 
@@ -298,6 +344,12 @@ def parse(raw: Any, where: str, changes: Iterable[str] = ()) -> RunConfig:
         if raw.get(key) == "embedded":
             raw[key] = embedded()
     places = overrides.apply(raw, changes)
+    if isinstance(raw.get("stages"), (str, dict)):
+        try:
+            raw["stages"] = benchmark.choose(raw["stages"])
+        except UserError as error:
+            raise UserError(f"{where}: stages: {error}") from None
+        raw.setdefault("candidates", raw["stages"].candidates)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:

@@ -12,6 +12,7 @@ from conftest import save
 from lifelong.core import discover
 from lifelong.models import pretrained
 from lifelong.models.restore import load
+from lifelong.streams import config
 
 TEXT = torch.tensor([[3, 50, 60, 70, 80]])
 
@@ -265,3 +266,38 @@ def test_the_record_of_a_run_reads_back(lifelong, project):
     assert lifelong("run", "stream.yaml").status == 0
     again = lifelong("run", "again.yaml")
     assert again.status == 0 and again.err == ""  # the same run: nothing to do
+
+
+# named streams --------------------------------------------------------------------------------
+
+
+def test_streams_are_listed_and_explained(lifelong):
+    said = lifelong("streams")
+    assert all(f"  {name} " in said.out for name in ("clinc150", "text15", "mnist"))
+    page = lifelong("streams", "text15").out
+    assert "dataset_name" in page and "name the data set in the prompt" in page and "Local folder:" in page
+    told = json.loads(lifelong("streams", "mnist", "--json").out)[0]
+    assert told["hub"] == "ylecun/mnist" and {"name", "default", "meaning"} == set(told["settings"][0])
+    assert lifelong("streams", "text16").status == 2
+
+
+def test_init_writes_out_the_settings_of_a_named_stream(lifelong, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert lifelong("init", "text.yaml", "--stream", "text15").status == 0
+    content = yaml.safe_load(Path("text.yaml").read_text())
+    assert content["stages"]["text15"]["order"] == 1 and content["general"] == "embedded"
+    said = lifelong("run", "text.yaml")
+    assert said.status == 2 and "text15: give `path`" in said.err
+    assert lifelong("init", "mnist.yaml", "--stream", "mnist").status == 0
+    chosen = config.read("mnist.yaml")
+    assert chosen.model.name == "perceptron" and chosen.candidates == "seen" and not chosen.general
+
+
+@pytest.mark.parametrize("by", [[], ["--model"]])
+def test_orders_are_ranked(lifelong, project, saved_model, by):
+    by = [*by, saved_model] if by else []
+    found = json.loads(lifelong("order", "stream.yaml", "--json", *by).out)
+    assert [sorted(each["order"]) for each in found] == [["farm", "sky"]] * 2
+    assert found[0]["score"] == pytest.approx(-1.0, abs=1e-6), "two centred means point away from each other"
+    assert "farm" in lifelong("order", "stream.yaml", "--prefer", "dissimilar").out
+    assert lifelong("order", "stream.yaml", "--prefer", "alike").status == 2

@@ -1,0 +1,1 @@
+"""One file per named stream; see benchmark."""
