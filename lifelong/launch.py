@@ -11,17 +11,18 @@ from typing import Any
 import torch
 
 from lifelong import __version__
-from lifelong.core import engine, evaluation
+from lifelong.core import discover, engine, evaluation
 from lifelong.core.agreement import check_head, check_kinds, check_objectives
 from lifelong.core.axes import Method
 from lifelong.core.composition import Methods, axis_of, compose
 from lifelong.core.engine import Listener, Settings
 from lifelong.core.matrix import AccuracyMatrix
 from lifelong.core.model import Model
-from lifelong.core.stream import Stage, Stream, joined
+from lifelong.core.stream import EvalSet, Stage, Stream, joined
 from lifelong.errors import UserError
 from lifelong.models import compute, pretrained, restore
 from lifelong.models.judge import judge_stream
+from lifelong.store import content
 from lifelong.store.files import read_json
 from lifelong.store.run import RunFolder
 from lifelong.streams import build, config
@@ -215,10 +216,10 @@ def describe(
                   "parameters": sum(p.numel() for p in model.network.parameters()),
                   "source": record.get("model", {"name": model.name})},
         "stages": [_about_stage(stage) for stage in stream.stages],
-        "general": [{"name": each.name, "num_rows": len(each.rows)} for each in stream.general],
+        "general": [_about_set(each) for each in stream.general],
     }  # fmt: skip
     about = _json(about)
-    return about | {"fingerprint": config.digest(about | {"name": None})}
+    return about | {"fingerprint": content.digest(about | {"name": None})}
 
 
 def _about_stage(stage: Stage) -> dict[str, Any]:
@@ -226,13 +227,18 @@ def _about_stage(stage: Stage) -> dict[str, Any]:
         "name": stage.name,
         "num_rows": len(stage.rows),
         "num_eval_rows": sum(len(each.rows) for each in stage.evals),
+        "evals": [_about_set(each) for each in stage.evals],
         "objective": {"name": _id(stage.objective), "settings": asdict(stage.objective)},
         "labels": list(stage.labels),
         "budget": {k: v for k, v in asdict(stage.budget).items() if v is not None},
         "optimization": asdict(replace(stage.optimization, schedule=None)) | {
             "schedule": {"name": _id(stage.optimization.schedule), **asdict(stage.optimization.schedule)}},
-        "data": config.digest(list(map(dict, stage.rows))),
+        "data": content.rows_digest(stage.rows),
     }  # fmt: skip
+
+
+def _about_set(each: EvalSet) -> dict[str, Any]:
+    return {"name": each.name, "num_rows": len(each.rows), "data": evaluation.identity(each)}
 
 
 def _id(method: Method) -> str:
@@ -254,6 +260,7 @@ def environment(settings: Settings, model: Model) -> dict[str, Any]:
     device = model.device
     return {
         "lifelong": __version__,
+        "code": f"{__version__}+{content.sources_digest(discover.PACKAGE)[:8]}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

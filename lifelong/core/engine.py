@@ -74,7 +74,7 @@ def train(
     if settings.trackers:
         accelerator.init_trackers(folder.path.name)
     life = Life(model, stream, methods, settings.seed, settings.precision, accelerator)
-    if not folder.has(0, "evaluation.json"):
+    if evaluation.lacking(stream, folder, 0):
         evaluation.measure(life, folder, row=0, listen=listen)
     if any(each.needs_base for each in settings.diagnostics):
         life.base = {n: p.detach().cpu().clone() for n, p in model.network.named_parameters()}
@@ -87,7 +87,7 @@ def train(
             if index > life.stage or (index == life.stage and life.step is not None):
                 train_stage(life, index, stage, folder, settings, listen, stop)
                 stop.check(folder)
-            if index == life.stage and not folder.has(index + 1, "evaluation.json"):
+            if index == life.stage and evaluation.lacking(stream, folder, index + 1):
                 evaluation.measure(life, folder, index + 1, listen, settings.diagnostics)
                 stop.check(folder)
     accelerator.end_training()

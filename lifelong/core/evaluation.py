@@ -3,13 +3,13 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from lifelong.core import discover
-from lifelong.core.axes import Answer, AnswerMetric, Diagnostic, MatrixMetric
+from lifelong.core.axes import Answer, AnswerMetric, Diagnostic, MatrixMetric, Row
 from lifelong.core.composition import snake
 from lifelong.core.encoding import place
 from lifelong.core.life import Life
@@ -18,6 +18,7 @@ from lifelong.core.stream import EvalSet, Stream
 from lifelong.errors import UserError
 from lifelong.numerics.intervals import bootstrap_interval
 from lifelong.numerics.swap import evaluating
+from lifelong.store.content import digest, row_digest, rows_digest
 from lifelong.store.files import read_json
 from lifelong.store.run import UNTRAINED, RunFolder
 
@@ -69,31 +70,78 @@ def judge(model: Any, each: EvalSet, labels: Sequence[str]) -> tuple[dict[str, A
     }, answers  # fmt: skip
 
 
+def identity(each: EvalSet) -> str:
+    """Fingerprint of a set: its rows, how they are asked and how answers are judged."""
+    asked = [[snake(part), asdict(part)] for part in (each.objective, each.metric)]
+    return digest([rows_digest(each.rows), *asked, list(each.labels)])[:16]
+
+
+def judged(folder: RunFolder, row: int) -> list[dict[str, Any]]:
+    """Entries of the sets that the model of a row was judged on so far."""
+    done = folder.has(row, "evaluation.json")
+    return read_json(folder.stage(row) / "evaluation.json")["sets"] if done else []
+
+
+def lacking(stream: Stream, folder: RunFolder, row: int) -> list[tuple[int | None, EvalSet]]:
+    """Evaluation sets that the model of a row was not judged on, with their tasks: all of them at first,
+    later those that came with an extension of the stream.
+    """
+    known = {each["name"]: each.get("data") for each in judged(folder, row)}
+    sets = [*stream.columns(), *((None, each) for each in stream.general)]
+    return [(task, each) for task, each in sets if known.get(each.name, "") not in (None, identity(each))]
+
+
 def measure(
     life: Life, folder: RunFolder, row: int, listen: Any, diagnostics: Sequence[Diagnostic] = ()
 ) -> None:
-    """Write the evaluation of the model as it stands: row 0 before training, row k after stage k."""
-    stream = life.stream
-    sets = [(task, each) for task, each in stream.columns()] + [(None, each) for each in stream.general]
-    begun, found, lines = time.perf_counter(), [], []
+    """Judge the model as it stands, on what it was not judged on yet: row 0 before training, row k after
+    stage k.
+    """
+    stream, begun = life.stream, time.perf_counter()
+    sets = lacking(stream, folder, row)
+    again = {each.name for _, each in sets}
+    found = [each for each in judged(folder, row) if each["name"] not in again]
+    lines = [each for each in folder.read_lines(row, "answers.jsonl") if each["set"] not in again]
     for number, (task, each) in enumerate(sets):
         with life.autocast(), life.serving():
             result, answers = judge(life.model, each, candidates(stream, each, row))
-        found.append(result | {"task": task, "general": task is None})
-        lines += [{"set": each.name, "row": i, **plain(answer)} for i, answer in enumerate(answers)]
+        found.append(result | {"task": task, "general": task is None, "data": identity(each)})
+        lines += _lines(each, answers, row)
         listen(_event(row, number + 1, len(sets), each.name))
     folder.write_lines(row, "answers.jsonl", lines)
     name = UNTRAINED if row == 0 else stream.stages[row - 1].name
-    if row and diagnostics:
+    if row and diagnostics and not folder.has(row, "diagnostics.json"):
         told = diagnose(life, diagnostics, history(stream, folder, row, found))
         folder.write(row, "diagnostics.json", told)
     seconds = time.perf_counter() - begun
+    if folder.has(row, "evaluation.json"):
+        seconds += read_json(folder.stage(row) / "evaluation.json")["seconds"]
     if folder.has(row, "cost.json"):
         cost = read_json(folder.stage(row) / "cost.json")
         folder.write(row, "cost.json", cost | {"evaluation_seconds": seconds})
-    folder.write(
-        row, "evaluation.json", {"stage": None if row == 0 else name, "seconds": seconds, "sets": found}
-    )
+    about = {"stage": name if row else None, "seconds": seconds, "labels": len(stream.labels())}
+    folder.write(row, "evaluation.json", about | {"sets": found})
+    folder.seal(row)
+
+
+def _lines(each: EvalSet, answers: Sequence[Answer], row: int) -> list[dict[str, Any]]:
+    """One line per answer. Rows go by their content; what was asked stands in row 0 alone."""
+    scores = each.metric.scores(answers)
+    found = []
+    for i, (asked, answer, score) in enumerate(zip(each.rows, answers, scores, strict=True)):
+        about = {"set": each.name, "row": i, "id": row_digest(asked), "score": score}
+        about |= {} if row else {"input": glimpse(asked)}
+        found.append(about | plain(answer))
+    return found
+
+
+def glimpse(row: Row) -> str:
+    """The beginning of what a row asks, for people who look at single answers."""
+    text = row.get("prompt", row.get("text", ""))
+    if "messages" in row:
+        asked = [each["content"] for each in row["messages"] if each["role"] == "user"]
+        text = asked[-1] if asked else ""
+    return " ".join(text.split())[:160] if isinstance(text, str) else ""
 
 
 def glance(life: Life) -> dict[str, float]:
@@ -157,21 +205,31 @@ def direction(metric: AnswerMetric) -> str:
 def matrix_of(stream: Stream, evaluations: Sequence[dict[str, Any]]) -> AccuracyMatrix:
     """The accuracy matrix of the evaluations so far; the first is the untrained model's."""
     columns = stream.columns()
-    table = [[entry["benefit"] for entry in e["sets"] if not entry["general"]] for e in evaluations]
+    table = zip(*(_figures(each, evaluations, "benefit") for _, each in columns), strict=True)
+    table = list(table) or [()] * len(evaluations)
     general = [
         GeneralSet(name=each.name, metric=snake(each.metric), better=direction(each.metric),
-                   values=tuple(e["sets"][len(columns) + i]["value"] for e in evaluations))
-        for i, each in enumerate(stream.general)
+                   values=tuple(_figures(each, evaluations, "value")))
+        for each in stream.general
     ]  # fmt: skip
     return AccuracyMatrix(
         columns=tuple(each.name for _, each in columns),
-        values=tuple(tuple(row) for row in table[1:]),
-        untrained=tuple(table[0]),
+        values=tuple(table[1:]),
+        untrained=table[0],
         taught=tuple(task for task, _ in columns),
         sizes=tuple(len(each.rows) for _, each in columns),
         units=tuple(each.metric.unit for _, each in columns),
         general=tuple(general),
     )
+
+
+def _figures(each: EvalSet, evaluations: Sequence[dict[str, Any]], key: str) -> list[float | None]:
+    """One figure of a set from every evaluation; None where it was not judged, or with other rows."""
+    mine, found = identity(each), []
+    for evaluation in evaluations:
+        known = {entry["name"]: entry for entry in evaluation["sets"]}.get(each.name, {"data": ""})
+        found.append(known[key] if known.get("data", mine) == mine else None)
+    return found
 
 
 def metrics_of(matrix: AccuracyMatrix) -> list[dict[str, Any]]:
@@ -183,6 +241,14 @@ def metrics_of(matrix: AccuracyMatrix) -> list[dict[str, Any]]:
             found.append({"id": name, "title": cls.title, "value": cls().value(matrix),
                           "formula": cls.formula, "better": cls.better})  # fmt: skip
     return found
+
+
+def visible(stream: Stream, evaluations: Sequence[dict[str, Any]]) -> str:
+    """What an answer could be told from."""
+    text = VISIBLE[stream.candidates]
+    if stream.candidates == "all" and len({each.get("labels") for each in evaluations}) > 1:
+        text += " The stream was extended: stages before that were judged among the labels that it had then."
+    return text
 
 
 def summarise(stream: Stream, folder: RunFolder) -> dict[str, Any]:
@@ -200,7 +266,7 @@ def summarise(stream: Stream, folder: RunFolder) -> dict[str, Any]:
     matrix = matrix_of(stream, evaluations)
     summary = {
         "finished": len(evaluations) == len(stream.stages) + 1,
-        "visible": VISIBLE[stream.candidates],
+        "visible": visible(stream, evaluations),
         "matrix": matrix.to_dict(),
         "metrics": metrics_of(matrix),
     }

@@ -15,8 +15,9 @@ from lifelong.core.model import Model
 from lifelong.errors import UserError, nearest
 from lifelong.models import pretrained, routed
 from lifelong.models.heads import NAME as HEAD
+from lifelong.store.checkpoint import broken, read_checkpoint
 from lifelong.store.files import read_json
-from lifelong.store.run import Position, broken, load_checkpoint
+from lifelong.store.node import row_of, stage_folders
 
 
 @dataclass
@@ -48,8 +49,8 @@ def finished_stages(folder: Path) -> dict[str, Path]:
     config = read_json(folder / "config.json")
     names = [stage["name"] for stage in config["stages"]] if config["stream"] != "joint" else ["joint"]
     found = {}
-    for path in sorted((folder / "stages").glob("[0-9]*-*")):
-        index = int(path.name[:3])
+    for path in stage_folders(folder):
+        index = row_of(path)
         if index and (path / "checkpoint").exists() and index <= len(names):
             found[names[index - 1]] = path / "checkpoint"
     return found
@@ -81,7 +82,7 @@ def read_run(folder: str | Path, stage: str | None = None) -> Saved:
     problem = broken(found[stage])
     if problem:
         raise UserError(f"the checkpoint of stage {stage} in {folder} is damaged ({problem}).")
-    content = states.join(*load_checkpoint(Position(0, None, found[stage])))
+    content = states.join(*read_checkpoint(found[stage]))
     return Saved(_tuner(config), content, stage, folder, config)
 
 

@@ -44,7 +44,8 @@ class Group:
         if len(self.runs) > 1 or not self.runs[0]["evaluations"]:
             return None
         run = self.runs[0]
-        sets = [s for s in run["evaluations"][-1]["sets"] if not s["general"] and s["unit"] == "%"]
+        known = run["evaluations"][-1]["sets"]
+        sets = [s for s in known if s["name"] in columns(run) and s["unit"] == "%"]
         if not finished(run) or not sets or any(s["low"] is None or s["high"] is None for s in sets):
             return None
         return math.sqrt(sum(((s["high"] - s["low"]) / 2) ** 2 for s in sets)) / len(sets)

@@ -4,24 +4,30 @@
     environment.json                 versions, device, precision
     log.jsonl                        one line per optimiser step
     stages/000-untrained/            evaluation.json, answers.jsonl
-    stages/001-<name>/               checkpoint/ (weights and states), cost.json, evaluation.json, ...
+    stages/001-<name>/               checkpoint/ (weights and states), cost.json, evaluation.json, ...,
+                                     node.json (parent, fingerprints, figures: see `lifelong log`)
     checkpoints/001-000120/          inside a stage: index of the stage and steps made
     summary.json                     accuracy matrix, metrics, what was visible at test time
+    aside/001/                       stages that `lifelong revert` set aside, with their log and config
+    tags/<name>                      id of a node that `lifelong tag` named
 
-Every file appears whole; a checkpoint carries checksums of its parts.
+Every file appears whole; a checkpoint carries checksums of its parts. A stage that has begun keeps its
+configuration; stages may be added after it, and those that have not begun may change.
 """
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lifelong.errors import UserError
+from lifelong.store import node
+from lifelong.store.checkpoint import broken, read_checkpoint, write_checkpoint
 from lifelong.store.files import (
     Lock,
-    checksum,
     plain_disk_errors,
     read_json,
     whole_folder,
@@ -57,10 +63,14 @@ class RunFolder:
         self.path = Path(path)
         self.stages = [UNTRAINED] + [f"{i:03d}-{_safe(name)}" for i, name in enumerate(stages, start=1)]
         self.keep = keep
+        self._sound: set[Path] = set()  # stages' checkpoints whose checksums held
         self.notices: list[str] = []
         self.lock = Lock(self.path)
         try:
             self._claim(config)
+            for folder in node.stage_folders(self.path):
+                if node.is_finished(folder) and not (folder / node.FILE).exists():
+                    self._seal(folder)
         except BaseException:
             self.lock.release()
             raise
@@ -79,12 +89,31 @@ class RunFolder:
             write_json(file, mine)
             return
         theirs = _configuration(self.path)
-        if theirs["fingerprint"] != mine["fingerprint"]:
+        if theirs == mine:
+            return
+        begun = self._begun(theirs)
+        found = _conflicts(theirs, mine, begun) if begun else []
+        if found:
+            last = theirs["stages"][begun - 1]["name"]
             raise UserError(
-                f"{self.path} holds a run of another configuration (it differs in "
-                f"{', '.join(_differences(theirs, mine)) or 'its format'}). Choose another `output`, or "
-                "remove the folder."
+                f"{self.path} holds a run of another configuration (it differs in {', '.join(found)}). What "
+                f"has begun may not change, here up to stage {last}; later stages may. Choose another "
+                "`output`, go back with `lifelong revert`, or go on elsewhere with `lifelong branch`."
             )
+        untrained = self.path / "stages" / UNTRAINED
+        stale = [p for p in node.stage_folders(self.path) if node.row_of(p) > begun]
+        if not begun and _judged(theirs) != _judged(mine):
+            stale.append(untrained)
+        for folder in stale:
+            shutil.rmtree(folder, ignore_errors=True)
+        write_json(file, mine)
+
+    def _begun(self, config: dict[str, Any]) -> int:
+        """Stages that have a checkpoint; of a run with a model for every stage, those that have a run."""
+        ends = [node.row_of(p) for p in node.stage_folders(self.path) if (p / "checkpoint").exists()]
+        parts = [self.path / "per_task" / stage["name"] for stage in config["stages"]]
+        alone = [i for i, part in enumerate(parts, 1) if part.exists()]
+        return max([0, *ends, *alone, *(each.stage + 1 for each in self._inner())])
 
     def close(self) -> None:
         if self._log is not None:
@@ -104,6 +133,14 @@ class RunFolder:
     def write(self, index: int, name: str, value: Any) -> None:
         write_json(self.stage(index) / name, value)
 
+    def seal(self, index: int) -> None:
+        """The stage has been judged: it is a node of the model's history from now on."""
+        self._seal(self.stage(index))
+
+    def _seal(self, folder: Path) -> None:
+        if _configuration(self.path).get("stream") != "per_task":  # its parts are runs with nodes
+            node.seal(self.path, folder)
+
     def write_summary(self, value: Any) -> None:
         write_json(self.path / "summary.json", value)
 
@@ -114,23 +151,30 @@ class RunFolder:
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         write_text(self.stage(index) / name, lines)
 
+    def read_lines(self, index: int, name: str) -> list[Any]:
+        return _lines(self.stage(index) / name)
+
     # checkpoints ----------------------------------------------------------------------------
 
     def save(self, stage: int, step: int | None, tensors: dict[str, Any], tree: Any) -> None:
         """Write a checkpoint: at a stage's end (step None) or inside it. `stage` counts from 0."""
-        from safetensors.torch import save_file
-
         target = self._inside(stage, step) if step is not None else self.stage(stage + 1) / "checkpoint"
+        before = self.stage(stage) / "checkpoint" if stage else None
         with whole_folder(target) as folder:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
-            (folder / "state.json").write_text(json.dumps(tree), encoding="utf-8")
-            parts = {name: checksum(folder / name) for name in ("state.safetensors", "state.json")}
-            (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "parts": parts}))
+            write_checkpoint(folder, tensors, tree, before if before and self._is_sound(before) else None)
+        if step is None:
+            self._sound.add(target)
         for old in self._inner(stage)[: -self.keep] if step is not None else self._inner():
             shutil.rmtree(old.folder, ignore_errors=True)
 
     def load(self, position: Position) -> tuple[dict[str, Any], Any]:
         return load_checkpoint(position)
+
+    def _is_sound(self, checkpoint: Path) -> bool:
+        """Damage must not be shared with later checkpoints."""
+        if checkpoint not in self._sound and broken(checkpoint) is None:
+            self._sound.add(checkpoint)
+        return checkpoint in self._sound
 
     def latest(self) -> Position | None:
         """The newest checkpoint whose checksums hold; broken ones are named in `notices`."""
@@ -143,6 +187,7 @@ class RunFolder:
         for position in [*reversed([p for p in self._inner() if p.stage > done]), *reversed(ends)]:
             problem = broken(position.folder)
             if problem is None:
+                self._sound.add(position.folder)
                 return position
             self.notices.append(
                 f"checkpoint {position.folder} is damaged ({problem}); using the one before it"
@@ -196,22 +241,7 @@ class RunFolder:
 
 def load_checkpoint(position: Position) -> tuple[dict[str, Any], Any]:
     """(tensors by path, plain values) of a checkpoint, as `save` got them."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(position.folder / "state.safetensors")
-    return tensors, read_json(position.folder / "state.json")
-
-
-def broken(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
-    try:
-        parts = read_json(folder / "manifest.json")["parts"]
-        for name, digest in parts.items():
-            if checksum(folder / name) != digest:
-                return f"{name} has another checksum"
-    except (OSError, ValueError, KeyError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
+    return read_checkpoint(position.folder)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -221,7 +251,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     found["environment"] = _optional(folder / "environment.json", {})
     found["summary"] = _optional(folder / "summary.json", {})
     found["log"] = _lines(folder / "log.jsonl")
-    stages = sorted((folder / "stages").glob("[0-9]*-*")) if (folder / "stages").exists() else []
+    stages = node.stage_folders(folder)
     found["evaluations"] = [
         read_json(s / "evaluation.json") for s in stages if (s / "evaluation.json").exists()
     ]
@@ -249,12 +279,18 @@ def find_runs(folder: Path) -> list[Path]:
         return [folder]
     if not folder.exists():
         raise UserError(f"{folder} does not exist.")
-    found = sorted({p.parent for p in folder.rglob("config.json")})
-    runs = [p for p in found if not any(parent in found for parent in p.parents)]
-    runs = [p for p in runs if "fingerprint" in read_json(p / "config.json")]
-    if not runs:
+    found = [p for p in _outermost(folder) if "fingerprint" in read_json(p / "config.json")]
+    if not found:
         raise UserError(f"no run folder at or below {folder}.")
-    return runs
+    return found
+
+
+def _outermost(folder: Path) -> list[Path]:
+    """Folders with a config.json, sorted; nothing below one of them is looked at."""
+    if (folder / "config.json").exists():
+        return [folder]
+    inner = [Path(each.path) for each in os.scandir(folder) if each.is_dir(follow_symlinks=False)]
+    return [found for each in sorted(inner) for found in _outermost(each)]
 
 
 def _optional(path: Path, default: Any) -> Any:
@@ -271,6 +307,28 @@ def _lines(path: Path) -> list[Any]:
         except ValueError:  # being written
             break
     return found
+
+
+def _judged(config: dict[str, Any]) -> Any:
+    """What the evaluation of the untrained model depends on."""
+    sets = [(stage.get("evals"), stage.get("labels")) for stage in config["stages"]]
+    return [config.get(key) for key in ("model", "precision", "candidates", "general")] + [sets]
+
+
+def _conflicts(theirs: dict[str, Any], mine: dict[str, Any], begun: int) -> list[str]:
+    """What differs and may not: all but later stages, further general sets, the run's name, and where the
+    same base weights lie.
+    """
+    general = len(theirs.get("general", ()))
+    pair = []
+    for config in (theirs, mine):
+        kept = {k: v for k, v in config.items() if k not in ("name", "fingerprint")}
+        kept |= {"stages": config["stages"][:begun], "general": config.get("general", [])[:general]}
+        pair.append(kept)
+    base, other = (dict(kept.get("model", {})) for kept in pair)
+    if base.get("fingerprint") and base["fingerprint"] == other.get("fingerprint"):
+        pair[0]["model"] = pair[1]["model"] = None
+    return _differences(*pair)
 
 
 def _differences(theirs: Any, mine: Any, path: str = "") -> list[str]:

@@ -10,6 +10,7 @@ from lifelong.core.encoding import check_columns
 from lifelong.core.settings import build
 from lifelong.core.stream import Budget, EvalSet, Optimization, Stage, Stream
 from lifelong.errors import UserError, nearest
+from lifelong.store.content import SOURCE
 from lifelong.streams import plain_yaml
 from lifelong.streams.config import (
     BUDGET,
@@ -21,7 +22,7 @@ from lifelong.streams.config import (
     StageChoice,
     choose,
 )
-from lifelong.streams.data import SOURCE, read_rows
+from lifelong.streams.data import read_rows
 
 DEFAULT_TUNER = "lora"
 BY_COLUMNS = (  # the objective of a stage that names none: the first whose columns the rows have

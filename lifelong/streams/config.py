@@ -8,12 +8,9 @@ Defaults and ranges of `Training` are those of `core.stream`, which cannot be re
 a test holds the two together.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
-from datetime import date, time
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
@@ -23,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, fi
 from lifelong.core import discover
 from lifelong.core.settings import Range, misfit
 from lifelong.errors import UserError, nearest
+from lifelong.store.content import digest
 from lifelong.streams import builtin, mistakes, overrides, plain_yaml
 
 METHOD_AXES = ("tuners", "penalties", "replay", "mixing", "mergers", "analytic", "recipes")
@@ -264,17 +262,6 @@ class RunConfig(Part):
     def fingerprint(self) -> str:
         """SHA-256 of everything in the record that can change a number (files are not read)."""
         return digest({key: value for key, value in self.resolved().items() if key not in LABELS})
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of plain values and of rows; images and arrays count by their bytes."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_content).encode()).hexdigest()
-
-
-def _content(value: Any) -> str:
-    if isinstance(value, (date, time, Decimal)):
-        return str(value)
-    return hashlib.sha256(value if isinstance(value, bytes) else value.tobytes()).hexdigest()
 
 
 def read(path: str | Path, changes: Iterable[str] = ()) -> RunConfig:

@@ -64,7 +64,9 @@ def test_a_second_writer_is_refused(tmp_path):
 
 
 def test_another_configuration_is_refused_and_named(tmp_path):
-    opened(tmp_path / "run").close()
+    run = opened(tmp_path / "run")
+    run.save(0, None, {"w": torch.ones(2)}, {})
+    run.close()
     with pytest.raises(UserError, match=r"differs in seed"):
         opened(tmp_path / "run", seed=1)
     opened(tmp_path / "run").close()
