@@ -28,6 +28,10 @@ _WHERE = {
     "Budget": "lifelong.core.stream",
     "Optimization": "lifelong.core.stream",
     "AccuracyMatrix": "lifelong.core.matrix",
+    "Node": "lifelong.store.node",
+    "history": "lifelong.store.lineage",
+    "find": "lifelong.store.lineage",
+    "compare": "lifelong.core.difference",
     "UserError": "lifelong.errors",
 }
 _AXES = (

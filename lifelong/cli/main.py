@@ -30,6 +30,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 Stage = Annotated[
     str | None, typer.Option(help="Stage of a run folder, by name; default: the last one finished.")
 ]
+NodeName = Annotated[
+    str, typer.Argument(metavar="NODE", help="Id or its first digits, tag, or RUN_FOLDER[:stage].")
+]
+Below = Annotated[Path, typer.Option("--in", help="Folder below which ids and tags are looked for.")]
+RUNS = Path("runs")
 Changes = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides, for example stages.0.epochs=2 method=o_lora_replay seed=3."),
@@ -151,6 +156,94 @@ def export(
     print(
         json.dumps(written) if as_json else f"wrote {written['kind']} {written['folder']} ({written['note']})"
     )
+
+
+@app.command()
+def log(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders, or folders that hold some; default: runs.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw the history of models: every finished stage below its parent."""
+    from lifelong.cli.lineage import print_log
+
+    print_log(folders or [RUNS], as_json)
+
+
+@app.command()
+def show(node: NodeName, below: Below = RUNS, as_json: Json = False) -> None:
+    """Tell all of one node: parent, data, configuration, code, weights, figures, cost."""
+    from lifelong.cli.lineage import print_node
+
+    print_node(node, below, as_json)
+
+
+@app.command()
+def diff(
+    before: NodeName,
+    after: NodeName,
+    weights: Annotated[bool, typer.Option("--weights", help="And where the weights moved.")] = False,
+    examples: Annotated[int, typer.Option(min=0, help="Single answers to show per set and side.")] = 3,
+    below: Below = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Say what was learned and what was lost between two nodes: per set, per example, with tests."""
+    from lifelong.cli.lineage import print_difference
+    from lifelong.store.lineage import pair
+
+    print_difference(*pair(before, after, below), examples, weights, as_json)
+
+
+@app.command()
+def revert(node: NodeName, below: Below = RUNS, as_json: Json = False) -> None:
+    """Take a run folder back to a node; later stages are set aside, not deleted."""
+    from lifelong.cli.lineage import print_revert
+
+    print_revert(node, below, as_json)
+
+
+@app.command()
+def branch(
+    node: NodeName,
+    folder: Annotated[Path, typer.Argument(help="The new run folder.")],
+    below: Below = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Begin a new run folder at a node; finished stages are shared, not copied."""
+    from lifelong.cli.lineage import print_branch
+
+    print_branch(node, folder, below, as_json)
+
+
+@app.command()
+def tag(
+    node: NodeName,
+    name: Annotated[str | None, typer.Argument(help="The tag.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove a tag; NODE may be left out.")] = False,
+    below: Below = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Name a node; what a tag names is never freed."""
+    from lifelong.cli.lineage import print_tag
+
+    if name is None and not delete:
+        raise UserError("tag: name the node and then the tag: lifelong tag NODE NAME")
+    print_tag(node, name, delete, below, as_json)
+
+
+@app.command()
+def gc(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders, or folders that hold some; default: runs.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; else it is only told.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Free stages that were set aside and that no tag leads to. Tells what, unless --yes."""
+    from lifelong.cli.lineage import print_garbage
+
+    print_garbage(folders or [RUNS], yes, as_json)
 
 
 @app.command()

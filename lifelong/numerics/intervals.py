@@ -1,7 +1,9 @@
-"""Intervals for a mean score: percentile bootstrap (Efron 1979) and Wilson's for a share (1927).
+"""Intervals for a mean score: percentile bootstrap (Efron 1979) and Wilson's for a share (1927); and
+the exact sign test for pairs.
 
-Both treat evaluation rows as drawn independently from what the user cares about. They say nothing
-of the spread over training seeds.
+All treat evaluation rows as drawn independently from what the user cares about. They say nothing
+of the spread over training seeds. Two models on the same rows are compared by their differences: the
+bootstrap of differences is the paired one.
 """
 
 import math
@@ -57,6 +59,20 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
     low = 0.0 if successes == 0 else (centre - reach) / scale
     high = 1.0 if successes == n else (centre + reach) / scale
     return low, high
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Exact two-sided p-value of a fair coin for rows that became better or worse; ties do not count.
+
+    p = min(1, 2 sum_{k <= min(b, w)} C(b + w, k) / 2^(b + w))
+
+    For scores of 0 and 1 this is McNemar's exact test (1947).
+    """
+    total, term, tail = better + worse, 1, 0
+    for k in range(min(better, worse) + 1):
+        tail += term
+        term = term * (total - k) // (k + 1)
+    return min(1.0, 2 * tail / 2**total)
 
 
 def _check(size: int, level: float) -> None:

@@ -18,6 +18,7 @@ from lifelong.store.files import read_json, write_json
 
 FILE = "node.json"
 ID = 12  # hex digits
+UNTRAINED = "untrained"  # how the model before the first stage is called
 FINGERPRINT = 16  # hex digits
 
 
@@ -43,13 +44,17 @@ class Node:
     @property
     def run(self) -> Path:
         """The run folder that it lies in."""
-        above = self.folder.parent.parent
-        return above.parent.parent if self.aside else above
+        return self.home.parent.parent if self.aside else self.home
+
+    @property
+    def home(self) -> Path:
+        """The run folder, or the folder below its `aside`."""
+        return self.folder.parent.parent
 
     @property
     def place(self) -> str:
         """As the command line takes it."""
-        return f"{self.run}:{self.stage if self.row else 'untrained'}"
+        return f"{self.home}:{self.stage if self.row else UNTRAINED}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON keeps."""
@@ -91,7 +96,12 @@ def seal(run: Path, folder: Path) -> None:
 def read_record(run: Path, folder: Path, parent: str | None = None) -> dict[str, Any]:
     """The content of node.json, derived where the file is missing."""
     if (folder / FILE).exists():
-        return read_json(folder / FILE)
+        try:
+            return read_json(folder / FILE)
+        except UserError:
+            raise UserError(
+                f"{folder / FILE} is damaged. Remove this one file: it is written again from the others."
+            ) from None
     if parent is None and row_of(folder):
         before = [each for each in stage_folders(run) if row_of(each) < row_of(folder)]
         for each in before:

@@ -88,7 +88,7 @@ class RunFolder:
                 )
             write_json(file, mine)
             return
-        theirs = _configuration(self.path)
+        theirs = configuration(self.path)
         if theirs == mine:
             return
         begun = self._begun(theirs)
@@ -138,7 +138,7 @@ class RunFolder:
         self._seal(self.stage(index))
 
     def _seal(self, folder: Path) -> None:
-        if _configuration(self.path).get("stream") != "per_task":  # its parts are runs with nodes
+        if configuration(self.path).get("stream") != "per_task":  # its parts are runs with nodes
             node.seal(self.path, folder)
 
     def write_summary(self, value: Any) -> None:
@@ -247,7 +247,7 @@ def load_checkpoint(position: Position) -> tuple[dict[str, Any], Any]:
 def read_run(folder: Path) -> dict[str, Any]:
     """A run as plain values; works while the run is being written. UserError if it is none."""
     folder = Path(folder)
-    found: dict[str, Any] = {"folder": str(folder), "config": _configuration(folder)}
+    found: dict[str, Any] = {"folder": str(folder), "config": configuration(folder)}
     found["environment"] = _optional(folder / "environment.json", {})
     found["summary"] = _optional(folder / "summary.json", {})
     found["log"] = _lines(folder / "log.jsonl")
@@ -262,7 +262,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _configuration(folder: Path) -> dict[str, Any]:
+def configuration(folder: Path) -> dict[str, Any]:
     """config.json of a run; model folders have a file of that name too."""
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} is no run folder (it has no config.json).")
