@@ -45,11 +45,12 @@ class Checkpoint:
 
         self.folder = folder
         self.parts: dict[str, str] = read_json(folder / "manifest.json")["parts"]
-        known = read_json(folder / "pieces.json") if "pieces.json" in self.parts else {}
+        known = read_json(folder / "pieces.json") if "pieces.json" in self.parts else []
         stored = [name for name in self.parts if not name.endswith(".json")]
         self._files = {name: safe_open(folder / name, framework="pt") for name in stored}
         self.pieces = {name: Pieces([OWN], 0) for name in self._files[OWN].keys()}
-        self.pieces |= {name: Pieces(*each) for name, each in known.items()}
+        for each in known:
+            self.pieces |= {name: Pieces(each["files"], each["dim"]) for name in each["tensors"]}
 
     def tensor(self, name: str) -> "Tensor":
         import torch
@@ -88,13 +89,21 @@ def write_checkpoint(
     (folder / "state.json").write_text(json.dumps(tree), encoding="utf-8")
     names = [OWN, "state.json"]
     if pieces:
-        (folder / "pieces.json").write_text(json.dumps(pieces), encoding="utf-8")
+        (folder / "pieces.json").write_text(json.dumps(_grouped(pieces)), encoding="utf-8")
         names.append("pieces.json")
     parts = {name: checksum(folder / name) for name in names}
     for name, file in shared.items():
         link(earlier.folder / file, folder / name)
         parts[name] = earlier.parts[file]
     (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "parts": parts}))
+
+
+def _grouped(pieces: Mapping[str, Pieces]) -> list[dict[str, Any]]:
+    """Most tensors are made of the same files; these are written once."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for name, (files, dim) in pieces.items():
+        found.setdefault((dim, *files), []).append(name)
+    return [{"files": files, "dim": dim, "tensors": names} for (dim, *files), names in found.items()]
 
 
 def _begins(name: str, new: "Tensor", earlier: Checkpoint) -> tuple[int, Pieces] | None:

@@ -7,7 +7,7 @@ code and the weights: two runs that made the same step from the same model have 
 the untrained model, named by its weights.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,8 @@ class Node:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON keeps."""
-        return asdict(self) | {"folder": str(self.folder), "run": str(self.run)}
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return found | {"folder": str(self.folder), "run": str(self.run)}
 
 
 def stage_folders(run: Path) -> list[Path]:

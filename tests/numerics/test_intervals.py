@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 
 from lifelong.errors import UserError
-from lifelong.numerics.intervals import bootstrap_interval, wilson_interval
+from lifelong.numerics.intervals import bootstrap_interval, sign_test, wilson_interval
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 10), (1, 10), (5, 10), (81, 263), (15, 148), (10, 10)])
@@ -69,3 +69,14 @@ def test_weights_are_those_of_repeated_tokens():
 def test_bad_input_is_refused(call):
     with pytest.raises(UserError):
         call()
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0, 0), (0, 5), (5, 1), (6, 6), (60, 35), (900, 1000)])
+def test_sign_test_equals_scipy(better, worse):
+    expected = binomtest(better, better + worse).pvalue if better + worse else 1.0
+    assert sign_test(better, worse) == sign_test(worse, better) == pytest.approx(expected, rel=1e-9)
+
+
+def test_sign_test_by_hand():
+    assert sign_test(0, 3) == 2 / 8 and sign_test(1, 3) == 2 * (1 + 4) / 16
+    assert sign_test(10, 10) == 1.0 and sign_test(1, 9) < 0.05 < sign_test(2, 8)
