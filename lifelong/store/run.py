@@ -333,7 +333,7 @@ def _conflicts(theirs: dict[str, Any], mine: dict[str, Any], begun: int) -> list
 
 def _differences(theirs: Any, mine: Any, path: str = "") -> list[str]:
     if isinstance(theirs, dict) and isinstance(mine, dict):
-        keys = [k for k in {**theirs, **mine} if k != "fingerprint"]
+        keys = {**theirs, **mine}
         return [d for k in keys for d in _differences(theirs.get(k), mine.get(k), f"{path}.{k}".lstrip("."))]
     if isinstance(theirs, list) and isinstance(mine, list) and len(theirs) == len(mine):
         pairs = enumerate(zip(theirs, mine, strict=True))

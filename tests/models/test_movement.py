@@ -54,7 +54,9 @@ def test_figures_are_those_of_the_difference(runs, name, rows):
     for each in found["parameters"]:
         change = (new[each["name"]] - old[each["name"]]).detach()
         assert each["norm"] == pytest.approx(float(change.norm()), rel=1e-4)
-        assert each["relative"] == pytest.approx(each["norm"] / float(base[each["name"]].detach().norm()), rel=1e-4)
+        assert each["relative"] == pytest.approx(
+            each["norm"] / float(base[each["name"]].detach().norm()), rel=1e-4
+        )
         if change.dim() == 2 and each["norm"]:
             sizes = torch.linalg.svdvals(change.double())
             kept = sizes * (sizes > 1e-5 * sizes.max())
