@@ -159,6 +159,22 @@ def export(
 
 
 @app.command()
+def merge(
+    left: Annotated[Path, typer.Argument(help="Model folder, for example an exported stage.")],
+    right: Annotated[Path, typer.Argument(help="Another state of the same model.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    share: Annotated[float, typer.Option(help="0: all of the left, 1: all of the right.")] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """Write the model on the straight line between two, one tensor at a time."""
+    from lifelong.models.merging import merge_models
+
+    merge_models(left, right, output, share)
+    told = f"wrote {output}: {1 - share:g} of {left} and {share:g} of {right}"
+    print(json.dumps({"folder": str(output), "share": share}) if as_json else told)
+
+
+@app.command()
 def log(
     folders: Annotated[
         list[Path] | None, typer.Argument(help="Run folders, or folders that hold some; default: runs.")
