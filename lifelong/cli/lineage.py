@@ -74,8 +74,7 @@ def duration(seconds: float) -> str:
 def print_node(name: str, folder: Path, as_json: bool) -> None:
     """All that is known of one node."""
     node = lineage.find(name, folder)
-    found = [node.run] if not folder.is_dir() else [folder, node.run]
-    entry = next(e for e in lineage.summary(lineage.history(found)) if e["id"] == node.id)
+    entry = next(e for e in lineage.summary(lineage.around(node, folder)) if e["id"] == node.id)
     entry |= node.to_dict()
     if as_json:
         print(json.dumps(entry))
@@ -238,8 +237,7 @@ def print_tag(name: str, label: str | None, delete: bool, folder: Path, as_json:
         id, label = moves.untag(label or name, lineage.history([folder])), label or name
     else:
         node = lineage.find(name, folder)
-        known = lineage.history([folder] if folder.is_dir() else [node.run])
-        moves.tag(node, label, known)
+        moves.tag(node, label, lineage.around(node, folder))
         id = node.id
     if as_json:
         print(json.dumps({"tag": label, "node": id, "deleted": delete}))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lifelong.errors import UserError, nearest
 from lifelong.store.files import read_json
@@ -20,12 +20,20 @@ DEFAULT = Path("runs")
 SHORTEST = 4  # hex digits of an id that a user may give
 
 
+class Tag(NamedTuple):
+    """A name that a user gave to a node."""
+
+    name: str
+    id: str
+    run: Path  # run folder that keeps it
+
+
 @dataclass(frozen=True, kw_only=True)
 class History:
     """All nodes below some folders. A node may lie in several places: branches share stages."""
 
     nodes: tuple[Node, ...]  # every place, parents first within a run
-    tags: dict[str, tuple[str, Path]]  # tag: (id, run folder)
+    tags: tuple[Tag, ...]
     folders: tuple[Path, ...]  # where was looked
 
     def places(self, id: str) -> list[Node]:
@@ -49,7 +57,15 @@ class History:
     def reached(self) -> set[str]:
         """Nodes that a tag or the head of a run folder leads to."""
         heads = [each.id for each in self.heads().values()]
-        return self.ancestors([*heads, *(id for id, _ in self.tags.values())])
+        return self.ancestors([*heads, *(tag.id for tag in self.tags)])
+
+    def tag(self, name: str) -> Tag | None:
+        """The tag of a name. UserError where run folders use the name for different nodes."""
+        found = [tag for tag in self.tags if tag.name == name]
+        if len({tag.id for tag in found}) > 1:
+            told = ", ".join(f"{tag.id} in {tag.run}" for tag in found)
+            raise UserError(f"tag `{name}` names several nodes: {told}. Give the id, or a folder with --in.")
+        return found[0] if found else None
 
 
 def history(folders: Sequence[Path | str] = (DEFAULT,)) -> History:
@@ -57,7 +73,7 @@ def history(folders: Sequence[Path | str] = (DEFAULT,)) -> History:
     folders = tuple(map(Path, folders))
     runs = list(dict.fromkeys(run for folder in folders for run in run_folders(folder)))
     nodes = tuple(each for run in runs for each in read_nodes(run))
-    tags = {name: (id, run) for run in runs for name, id in read_tags(run).items()}
+    tags = tuple(Tag(name, id, run) for run in runs for name, id in read_tags(run).items())
     return History(nodes=nodes, tags=tags, folders=folders)
 
 
@@ -129,12 +145,12 @@ def find(name: str, folder: Path | str = DEFAULT, alone: bool = False) -> Node:
     if place is not None:
         return place
     known = history([folder])
-    if name in known.tags:
-        id, run = known.tags[name]
-        found = known.places(id)
+    tag = known.tag(name)
+    if tag is not None:
+        found = known.places(tag.id)
         if not found:
-            raise UserError(f"tag `{name}` of {run} names the node {id}, which is gone.")
-        return min(found, key=lambda each: each.run != run)
+            raise UserError(f"tag `{name}` of {tag.run} names the node {tag.id}, which is gone.")
+        return min(found, key=lambda each: each.run != tag.run)
     digits = re.fullmatch("[0-9a-f]+", name)
     ids = sorted({each.id for each in known.nodes if digits and each.id.startswith(name)})
     if len(name) < SHORTEST and ids:
@@ -143,7 +159,7 @@ def find(name: str, folder: Path | str = DEFAULT, alone: bool = False) -> Node:
         told = "; ".join(f"{id} ({known.places(id)[0].place})" for id in ids[:5])
         raise UserError(f"`{name}` begins {len(ids)} ids: {told}. Give more digits.")
     if not ids:
-        near = nearest(name, known.tags) if known.tags else ""
+        near = nearest(name, [each.name for each in known.tags])
         raise UserError(
             f"no node or tag `{name}` below {folder}.{near} `lifelong log {folder}` lists them; other "
             "folders are named with --in, and RUN_FOLDER:stage is a node too."
@@ -195,6 +211,11 @@ def pair(left: str, right: str, folder: Path | str = DEFAULT) -> tuple[Node, Nod
     return found[0], found[1]
 
 
+def around(node: Node, folder: Path | str = DEFAULT) -> History:
+    """The history of a node's run, and of all below `folder`."""
+    return history([*([folder] if _runs(Path(folder)) else ()), node.run])
+
+
 def summary(known: History) -> list[dict[str, Any]]:
     """Every node once, with its places, tags and children."""
     heads = {run: node.id for run, node in known.heads().items()}
@@ -205,9 +226,9 @@ def summary(known: History) -> list[dict[str, Any]]:
             each.to_dict() | {"places": [], "tags": [], "heads": [], "children": []},
         )
         entry["places"].append(each.place)
-    for name, (id, _) in known.tags.items():
-        if id in found:
-            found[id]["tags"].append(name)
+    for tag in known.tags:
+        if tag.id in found and tag.name not in found[tag.id]["tags"]:
+            found[tag.id]["tags"].append(tag.name)
     for run, id in heads.items():
         found[id]["heads"].append(str(run))
     for entry in found.values():

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lifelong.errors import UserError
+from lifelong.errors import UserError, nearest
 from lifelong.store import node as nodes
 from lifelong.store.checkpoint import link
 from lifelong.store.content import digest
@@ -59,10 +59,10 @@ def revert(node: Node) -> list[Node]:
         if not leaving and not coming and not _half_done(run, node.row):
             return []
         home = _set_aside(run, len(staying) - 1)
+        if coming:  # before the stages that it names
+            write_json(run / "config.json", read_json(coming[-1].home / "config.json"))
         for each in coming:
             _bring_back(run, each)
-        if coming:
-            write_json(run / "config.json", read_json(coming[-1].home / "config.json"))
         for left in (home, *{each.home for each in coming}):
             _drop_if_empty(left)
     return leaving
@@ -192,22 +192,23 @@ def tag(node: Node, name: str, known: History) -> None:
         raise UserError(
             f"a tag is made of letters, digits, `.`, `-` and `_`, and is no beginning of an id; got `{name}`."
         )
-    if name in known.tags and known.tags[name][0] != node.id:
+    old = known.tag(name)
+    if old is not None and old.id != node.id:
         raise UserError(
-            f"tag `{name}` names the node {known.tags[name][0]} already. Remove it first: lifelong tag "
-            f"--delete {name}"
+            f"tag `{name}` names the node {old.id} already. Remove it first: lifelong tag {name} --delete"
         )
     write_text(node.run / "tags" / name, node.id + "\n")
 
 
 def untag(name: str, known: History) -> str:
     """Take a tag away; returns the id that it named."""
-    if name not in known.tags:
-        told = f" There are: {', '.join(sorted(known.tags))}." if known.tags else ""
+    if known.tag(name) is None:
+        told = nearest(name, [each.name for each in known.tags])
         raise UserError(f"no tag `{name}` below {', '.join(map(str, known.folders))}.{told}")
-    id, run = known.tags[name]
-    (run / "tags" / name).unlink()
-    return id
+    found = [each for each in known.tags if each.name == name]
+    for each in found:
+        (each.run / "tags" / name).unlink()
+    return found[0].id
 
 
 # free ---------------------------------------------------------------------------------------

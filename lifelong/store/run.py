@@ -107,6 +107,9 @@ class RunFolder:
         for folder in stale:
             shutil.rmtree(folder, ignore_errors=True)
         write_json(file, mine)
+        if begun and theirs["stages"] != mine["stages"]:
+            last, count = mine["stages"][begun - 1]["name"], len(mine["stages"]) - begun
+            self.notices.append(f"{self.path} goes on after stage {last}; {count} more to come.")
 
     def _begun(self, config: dict[str, Any]) -> int:
         """Stages that have a checkpoint; of a run with a model for every stage, those that have a run."""

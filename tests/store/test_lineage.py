@@ -211,6 +211,34 @@ def test_killed_on_the_way_back(tmp_path, monkeypatch, moment):
     assert chain(run) == ["sky"] and set(ids(run).values()) == every
 
 
+@pytest.mark.parametrize("moment", range(1, 8))
+def test_killed_on_the_way_forth(tmp_path, monkeypatch, moment):
+    """Two stages come back, one goes: whenever it is killed, the configuration names what is there."""
+    run = made_runs.make(tmp_path / "run", STAGES)
+    city = lineage.read_nodes(run)[3]
+    moves.revert(lineage.read_nodes(run)[1])
+    made_runs.write(run / "config.json", made_runs.config(("sky", "sea")))
+    made_runs.add_stage(run, 2, "sea", ("sky", "sea"), "sea")
+    node.seal(run, run / "stages/002-sea")
+    every, calls, real = set(ids(run).values()), [], os.replace
+    aim = next(each for each in lineage.read_nodes(run) if each.id == city.id)
+
+    def replace(source, target):
+        calls.append(source)
+        if len(calls) == moment:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        moves.revert(aim)
+    monkeypatch.setattr(os, "replace", real)
+    named = [each["name"] for each in json.loads((run / "config.json").read_text())["stages"]]
+    assert chain(run) == named[: len(chain(run))] and set(ids(run).values()) == every
+    moves.revert(next(each for each in lineage.read_nodes(run) if each.id == city.id))
+    assert chain(run) == list(STAGES) and set(ids(run).values()) == every
+
+
 def test_a_run_that_is_being_written_is_left_alone(tmp_path):
     run = made_runs.make(tmp_path / "run", STAGES)
     before, lock = contents(run), Lock(run)
@@ -292,10 +320,22 @@ def test_tags(tmp_path):
     for name in ("ab12", "a b", "../x", "", "-x", "a/b", "a:b"):
         with pytest.raises(UserError, match="a tag is made of"):
             moves.tag(nodes[2], name, lineage.history([run]))
-    with pytest.raises(UserError, match="no tag `v2`.*There are: v1"):
+    with pytest.raises(UserError, match="no tag `v2`.*Did you mean `v1`"):
         moves.untag("v2", lineage.history([run]))
     assert moves.untag("v1", lineage.history([run])) == nodes[1].id
-    assert lineage.history([run]).tags == {}
+    assert lineage.history([run]).tags == ()
+
+
+def test_a_tag_of_two_nodes_is_ambiguous(tmp_path):
+    for name in ("a", "b"):
+        run = made_runs.make(tmp_path / name, weights=(name, name))
+        moves.tag(lineage.read_nodes(run)[1], "v1", lineage.history([run]))
+    assert lineage.find("v1", tmp_path / "a").run == tmp_path / "a"
+    with pytest.raises(UserError, match="tag `v1` names several nodes"):
+        lineage.find("v1", tmp_path)
+    with pytest.raises(UserError, match="tag `v1` names several nodes"):
+        moves.untag("v1", lineage.history([tmp_path]))
+    assert len(lineage.history([tmp_path]).tags) == 2
 
 
 def test_only_what_nothing_reaches_is_freed(tmp_path):
