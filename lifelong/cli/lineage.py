@@ -18,6 +18,9 @@ def print_log(folders: Sequence[Path], as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
         return
+    if not found:
+        print("no stage has ended yet")
+        return
     lines = list(graph({each["id"]: each for each in found}))
     table = [(f"{drawn}{entry['id'] if entry else ''}", _columns(entry)) for drawn, entry in lines]
     left = max(len(text) for text, _ in table)
@@ -94,6 +97,8 @@ def print_node(name: str, folder: Path, as_json: bool) -> None:
 
 
 def _print_configuration(about: Entry) -> None:
+    if "model" in about:
+        print(f"model     {_plain(about['model'])}")
     for each in about.get("methods", ()):
         print(f"{each['axis']:<9} {each['name']} {_plain(each['settings'])}")
     stage = about.get("stage", {})

@@ -5,6 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
+import made_runs
 import process
 import pytest
 import tiny
@@ -206,6 +207,21 @@ def test_log_and_show(lifelong, updated, monkeypatch):
     for word in (*every, "runs/prod:farm", "o_lora {rank: 8", "(not taught yet)", found["farm"]["weights"]):
         assert word in said.out, word
     assert json.loads(lifelong("show", "runs/prod:farm", "--json").out)["id"] == found["farm"]["id"]
+
+
+def test_a_run_that_has_just_begun(lifelong, tmp_path):
+    made_runs.write(tmp_path / "runs/prod/config.json", made_runs.config(NAMES))
+    (tmp_path / "runs/prod/stages/000-untrained").mkdir(parents=True)
+    assert lifelong("log", tmp_path / "runs").out == "no stage has ended yet\n"
+    assert lifelong("log", tmp_path / "runs", "--json").out == "[]\n"
+    refused(lifelong("show", f"{tmp_path}/runs/prod"), "holds no finished stage yet")
+    assert lifelong("gc", tmp_path / "runs").status == 0
+
+
+def test_show_of_the_base(lifelong, updated, monkeypatch):
+    monkeypatch.chdir(updated)
+    said = lifelong("show", "runs/prod:untrained")
+    assert said.status == 0 and "fingerprint" in said.out and "parent    -" in said.out
 
 
 def test_diff_agrees_with_the_evaluations(lifelong, updated, monkeypatch):
