@@ -54,13 +54,15 @@ def run(
     settings: Settings | None = None,
     folder: str | Path | None = None,
     listen: Listener = lambda event: None,
+    untrained: Path | None = None,
 ) -> Run:
     """Train `model` on every stage of `stream` and judge it after each; resumes what is in `output`.
 
     `model` is a loaded model or a name that `load` takes; `stream` a stream object, a stream file
     or its content, whose relative paths start at `folder` (default: where the file is); `methods`
     method objects, or a recipe's name (default: what the file says). A `model` given here takes the
-    place of the one that the file names. What can be refused without the weights is refused first.
+    place of the one that the file names. `untrained` is a folder with the evaluation of the untrained
+    model on the same sets, as another run made it. What can be refused without the weights is refused first.
     """
     chosen = _as_config(stream, model)
     methods = _as_methods(methods, chosen)
@@ -82,7 +84,7 @@ def run(
         settings = settings or settings_of(chosen)
     settings = replace(settings or Settings(), seed=seed)
     target = Path(output or (record and record["output"]) or "runs/run")
-    return execute(model, stream, methods, target, settings, record, listen)
+    return execute(model, stream, methods, target, settings, record, listen, untrained)
 
 
 def _one_seed(chosen: RunConfig | None) -> int:
@@ -143,7 +145,7 @@ def load_model(chosen: RunConfig) -> Model:
 
 def execute(
     model: Model, stream: Stream, methods: Methods, output: Path, settings: Settings,
-    record: dict[str, Any], listen: Listener,
+    record: dict[str, Any], listen: Listener, untrained: Path | None = None,
 ) -> Run:  # fmt: skip
     """One run in one folder: the sequence, the joint bound, or one fresh model per task."""
     names = [PER_TASK] if methods.stream == PER_TASK else [stage.name for stage in stream.stages]
@@ -160,6 +162,8 @@ def execute(
         if methods.stream == PER_TASK:
             summary = _per_task(model, stream, methods, folder, settings, record, listen)
             return Run(folder.path, summary)
+        if untrained is not None:
+            folder.take_over(untrained)
         summary = engine.train(model, stream, methods, folder, settings, listen)
         return Run(folder.path, summary, model)
     finally:

@@ -138,6 +138,18 @@ def report(
 
 
 @app.command()
+def bench(file: Annotated[Path, typer.Argument(help="Bench file (YAML).")], changes: Changes = None,
+          as_json: Json = False) -> None:  # fmt: skip
+    """Compare methods over orders and seeds: runs, bounds, intervals, cost. The same command resumes."""
+    from lifelong.streams.bench_file import read
+
+    chosen = read(file, changes or [])
+    from lifelong.cli.bench import run_bench
+
+    run_bench(chosen, as_json)
+
+
+@app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="Run folder.")],
     output: Annotated[Path, typer.Argument(help="Folder to write.")],

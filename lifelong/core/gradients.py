@@ -92,7 +92,7 @@ def together(life: Life, own: Taken) -> Taken:
 
 def add(totals: dict[str, float], found: Mapping[str, Tensor | float]) -> None:
     for name, term in found.items():
-        totals[name] = totals.get(name, 0.0) + float(term)
+        totals[name] = totals.get(name, 0.0) + (term.item() if isinstance(term, Tensor) else term)
 
 
 def terms(life: Life, part: Part | None = None, outputs: Outputs | None = None, share: float = 1.0) -> Terms:

@@ -114,6 +114,13 @@ class RunFolder:
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         write_text(self.stage(index) / name, lines)
 
+    def take_over(self, untrained: Path) -> None:
+        """Copy another run's evaluation of the untrained model, unless there is one."""
+        if self.has(0, "evaluation.json"):
+            return
+        for name in ("answers.jsonl", "evaluation.json"):  # the last one says that all is there
+            write_text(self.stage(0) / name, (untrained / name).read_text(encoding="utf-8"))
+
     # checkpoints ----------------------------------------------------------------------------
 
     def save(self, stage: int, step: int | None, tensors: dict[str, Any], tree: Any) -> None:
@@ -203,7 +210,7 @@ class Follower(RunFolder):
     def _nothing(self, *content: Any) -> None:
         pass
 
-    write = write_summary = write_environment = write_lines = _nothing
+    write = write_summary = write_environment = write_lines = take_over = _nothing
     save = log = flush_log = cut_log = close = _nothing
 
 
