@@ -5,12 +5,9 @@ step) or is saved in a checkpoint: weights, optimiser moments and the states of 
 run that was killed goes on to the same bits.
 """
 
-import contextlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,6 +23,7 @@ from lifelong.core.gradients import gradients
 from lifelong.core.life import Life, derive
 from lifelong.core.model import Model
 from lifelong.core.plan import Plan
+from lifelong.core.stop import Stop, interruptible
 from lifelong.core.stream import Stage, Stream
 from lifelong.errors import UserError
 from lifelong.store.run import RunFolder
@@ -101,7 +99,7 @@ def train_stage(
     folder: RunFolder,
     settings: Settings,
     listen: Listener,
-    stop: "Stop",
+    stop: Stop,
 ) -> None:
     """One stage, from its beginning or from the checkpoint that `life` was restored from."""
     if index > life.stage:
@@ -217,38 +215,3 @@ class Meter:
             "tokens_per_second": self.spent["tokens"] / seconds,
             "peak_memory_bytes": max(memory.peak_bytes(self.device), self.spent.get("peak_memory_bytes", 0)),
         }
-
-
-class Stop:
-    """Set by Ctrl-C or SIGTERM; the loop saves and then leaves."""
-
-    asked = False
-
-    def check(self, folder: RunFolder) -> None:
-        if self.asked:
-            raise UserError(
-                f"interrupted; everything up to here is saved in {folder.path}. The same command goes on "
-                "from here."
-            )
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one acts at once."""
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {}
-
-    def ask(number: int, frame: Any) -> None:
-        stop.asked = True
-        signal.signal(number, before[number])
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM: the first one asks for a good place to leave at, the second acts at once."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from lifelong.errors import UserError
+from lifelong.store.run import RunFolder
+
+
+class Stop:
+    """Set by Ctrl-C or SIGTERM; the loop saves and then leaves."""
+
+    asked = False
+
+    def check(self, folder: RunFolder) -> None:
+        if self.asked:
+            raise UserError(
+                f"interrupted; everything up to here is saved in {folder.path}. The same command goes on "
+                "from here."
+            )
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Stop]:
+    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one acts at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {}
+
+    def ask(number: int, frame: Any) -> None:
+        stop.asked = True
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
