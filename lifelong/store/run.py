@@ -11,8 +11,10 @@
 Every file appears whole; a checkpoint carries checksums of its parts.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,6 +26,7 @@ from lifelong.store.files import (
     checksum,
     plain_disk_errors,
     read_json,
+    sweep,
     whole_folder,
     write_json,
     write_text,
@@ -61,6 +64,7 @@ class RunFolder:
         self.lock = Lock(self.path)
         try:
             self._claim(config)
+            sweep(self.path)
         except BaseException:
             self.lock.release()
             raise
@@ -87,9 +91,7 @@ class RunFolder:
             )
 
     def close(self) -> None:
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        self._close_log()
         self.lock.release()
 
     # stages ---------------------------------------------------------------------------------
@@ -120,34 +122,35 @@ class RunFolder:
         """Write a checkpoint: at a stage's end (step None) or inside it. `stage` counts from 0."""
         from safetensors.torch import save_file
 
-        target = self._inside(stage, step) if step is not None else self.stage(stage + 1) / "checkpoint"
+        target = self._inside(stage, step) if step is not None else self.end(stage).folder
         with whole_folder(target) as folder:
             save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
             (folder / "state.json").write_text(json.dumps(tree), encoding="utf-8")
             parts = {name: checksum(folder / name) for name in ("state.safetensors", "state.json")}
             (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "parts": parts}))
-        for old in self._inner(stage)[: -self.keep] if step is not None else self._inner():
-            shutil.rmtree(old.folder, ignore_errors=True)
+        _remove(self._inner(stage)[: -self.keep] if step is not None else self._inner())
 
     def load(self, position: Position) -> tuple[dict[str, Any], Any]:
         return load_checkpoint(position)
 
     def latest(self) -> Position | None:
         """The newest checkpoint whose checksums hold; broken ones are named in `notices`."""
-        ends = [
-            Position(i - 1, None, self.stage(i) / "checkpoint")
-            for i in range(1, len(self.stages))
-            if (self.stage(i) / "checkpoint").exists()
-        ]
-        done = ends[-1].stage if ends else -1
-        for position in [*reversed([p for p in self._inner() if p.stage > done]), *reversed(ends)]:
+        ends = [self.end(index) for index in range(len(self.stages) - 1)]
+        found = [*self._inner(), *(end for end in ends if end.folder.exists())]
+        for position in sorted(found, key=lambda p: (p.stage, p.step is None, p.step or 0), reverse=True):
             problem = broken(position.folder)
             if problem is None:
+                if position.step is None:  # what a killed process had yet to remove
+                    _remove(p for p in self._inner() if p.stage <= position.stage)
                 return position
             self.notices.append(
                 f"checkpoint {position.folder} is damaged ({problem}); using the one before it"
             )
         return None
+
+    def end(self, stage: int) -> Position:
+        """Where the checkpoint of a finished stage lies. `stage` counts from 0."""
+        return Position(stage, None, self.stage(stage + 1) / "checkpoint")
 
     def _inside(self, stage: int, step: int) -> Path:
         return self.path / "checkpoints" / f"{stage + 1:03d}-{step:09d}"
@@ -170,15 +173,14 @@ class RunFolder:
         if self._log is not None:
             with plain_disk_errors(self.path):
                 self._log.flush()
+                os.fsync(self._log.fileno())
 
     def read_log(self) -> list[Any]:
         return _lines(self.path / "log.jsonl")
 
     def cut_log(self, stage: int, step: int) -> None:
         """Forget log lines from (stage, step) on: they will be written again."""
-        if self._log is not None:  # the file is replaced, so the handle would write into the void
-            self._log.close()
-            self._log = None
+        self._close_log()  # the file is replaced, so the handle would write into the void
         file = self.path / "log.jsonl"
         if not file.exists():
             return
@@ -192,6 +194,17 @@ class RunFolder:
                 kept.append(line + "\n")
         if len(kept) < len(lines):
             write_text(file, "".join(kept))
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            with contextlib.suppress(OSError):  # a full disk; lines since the last flush are written again
+                self._log.close()
+            self._log = None
+
+
+def _remove(positions: Iterable[Position]) -> None:
+    for position in positions:
+        shutil.rmtree(position.folder, ignore_errors=True)
 
 
 def load_checkpoint(position: Position) -> tuple[dict[str, Any], Any]:
