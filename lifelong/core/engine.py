@@ -5,10 +5,11 @@ step) or is saved in a checkpoint: weights, optimiser moments and the states of 
 run that was killed goes on to the same bits.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from lifelong.core.plan import Plan
 from lifelong.core.stop import Stop, interruptible
 from lifelong.core.stream import Stage, Stream
 from lifelong.errors import UserError
-from lifelong.store.run import RunFolder
+from lifelong.store.run import RunFolder, broken
 
 
 class Event(NamedTuple):
@@ -72,24 +73,53 @@ def train(
     if settings.trackers:
         accelerator.init_trackers(folder.path.name)
     life = Life(model, stream, methods, settings.seed, settings.precision, accelerator)
-    if not folder.has(0, "evaluation.json"):
-        evaluation.measure(life, folder, row=0, listen=listen)
-    if any(each.needs_base for each in settings.diagnostics):
-        life.base = {n: p.detach().cpu().clone() for n, p in model.network.named_parameters()}
-    life.restore(folder)
-    for notice in folder.notices:
-        listen(Event("notice", 0, text=notice))
-
     with interruptible() as stop:
+        judge = partial(judge_row, folder=folder, settings=settings, listen=listen, stop=stop)
+        if not folder.judged(0):
+            judge(life, 0)
+        if any(each.needs_base for each in settings.diagnostics):
+            life.base = {n: p.detach().cpu().clone() for n, p in model.network.named_parameters()}
+        position = folder.latest()
+        for row in range(1, position.stage + 1 if position else 0):
+            if not folder.judged(row) and broken(folder.end(row - 1).folder) is None:
+                judge(past(life, folder, row), row)
+        life.restore(folder, position)
+        folder.cut_log(life.stage + (life.step is None), life.step or 0)
+        tell(folder, listen)
+
         for index, stage in enumerate(stream.stages):
             if index > life.stage or (index == life.stage and life.step is not None):
                 train_stage(life, index, stage, folder, settings, listen, stop)
                 stop.check(folder)
-            if index == life.stage and not folder.has(index + 1, "evaluation.json"):
-                evaluation.measure(life, folder, index + 1, listen, settings.diagnostics)
-                stop.check(folder)
+            if index == life.stage and not folder.judged(index + 1):
+                judge(life, index + 1)
     accelerator.end_training()
     return evaluation.summarise(stream, folder)
+
+
+def judge_row(
+    life: Life, row: int, folder: RunFolder, settings: Settings, listen: Listener, stop: Stop
+) -> None:
+    """Row 0 of the accuracy matrix before training, row k after stage k."""
+    tell(folder, listen)
+    evaluation.measure(life, folder, row, listen, settings.diagnostics)
+    stop.check(folder)
+
+
+def past(life: Life, folder: RunFolder, row: int) -> Life:
+    """The life as it was after an earlier stage, in a copy of a model that has no methods attached."""
+    model = replace(life.model, network=copy.deepcopy(life.network))
+    twin = Life(model, life.stream, life.methods, life.seed, life.precision, life.accelerator)
+    twin.base = life.base
+    twin.restore(folder, folder.end(row - 1))
+    return twin
+
+
+def tell(folder: RunFolder, listen: Listener) -> None:
+    """What the folder has noticed, once."""
+    for text in dict.fromkeys(folder.notices):
+        listen(Event("notice", 0, text=text))
+    folder.notices.clear()
 
 
 def train_stage(
@@ -105,7 +135,7 @@ def train_stage(
     if index > life.stage:
         life.begin_stage(index, stage)
     plan = Plan(lengths(life), stage.optimization, stage.budget, settings.seed, index)
-    folder.cut_log(index, life.step)
+    folder.forget(index + 1)
     meter = Meter(life.spent, stage.budget.seconds, plan.num_steps, life.model.device)
     life.network.train()
     saved = time.monotonic()
@@ -149,7 +179,6 @@ def train_stage(
     closed_form.learn(life)
     life.end_stage()
     folder.flush_log()
-    folder.write(index + 1, "cost.json", {"name": stage.name, **meter.totals(), **life.sizes()})
     folder.save(index, None, *life.snapshot())
 
 

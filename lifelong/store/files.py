@@ -15,6 +15,7 @@ from typing import Any
 
 from lifelong.errors import UserError
 
+CHECKSUM = "checksum"  # the entry of a record that proves the others
 TEMPORARY = re.compile(r"\..+\.(\d+)\.[a-z0-9_]{8}")  # .name.process.random
 ASIDE = re.compile(r"\.(.+)\.aside")
 CAUSES = {
@@ -71,13 +72,38 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
+    """The value in `path`. A record is compared with its checksum, which is then left out."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError among them
+        return parse(path)
+    except ValueError as error:
         raise UserError(
-            f"{path} is damaged, since it is not JSON ({error}). Put a good copy back, or remove the folder "
+            f"{path} is damaged ({error}). Put a good copy back, or remove the folder "
             f"{path.parent} and run the same command again."
         ) from None
+
+
+def parse(path: Path) -> Any:
+    """As `read_json`, with a ValueError (UnicodeDecodeError among them) where the file is damaged."""
+    return unsealed(json.loads(path.read_text(encoding="utf-8")))
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with its checksum, so that a reader knows a byte that has changed since."""
+    return record | {CHECKSUM: _digest(record)}
+
+
+def unsealed(value: Any) -> Any:
+    """Inverse of `sealed`; other values stay as they are. ValueError where the checksum fails."""
+    if not isinstance(value, dict) or CHECKSUM not in value:
+        return value
+    record = {key: each for key, each in value.items() if key != CHECKSUM}
+    if _digest(record) != value[CHECKSUM]:
+        raise ValueError("it has another checksum")
+    return record
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()[:16]
 
 
 @contextmanager

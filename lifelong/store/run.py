@@ -8,7 +8,7 @@
     checkpoints/001-000120/          inside a stage: index of the stage and steps made
     summary.json                     accuracy matrix, metrics, what was visible at test time
 
-Every file appears whole; a checkpoint carries checksums of its parts.
+Every file appears whole; checkpoints, records and lines of the log carry checksums.
 """
 
 import contextlib
@@ -24,9 +24,12 @@ from lifelong.errors import UserError
 from lifelong.store.files import (
     Lock,
     checksum,
+    parse,
     plain_disk_errors,
     read_json,
+    sealed,
     sweep,
+    unsealed,
     whole_folder,
     write_json,
     write_text,
@@ -34,6 +37,8 @@ from lifelong.store.files import (
 
 FORMAT = 1
 UNTRAINED = "000-untrained"
+PARTS = ("state.safetensors", "state.json")  # of a checkpoint
+RECORDS = ("evaluation.json", "cost.json", "diagnostics.json")  # of a stage
 
 
 class Position(NamedTuple):
@@ -72,6 +77,7 @@ class RunFolder:
 
     def _claim(self, config: dict[str, Any]) -> None:
         mine = {"fingerprint": fingerprint(config), **config, "format": FORMAT}
+        self.fingerprint = mine["fingerprint"]
         file = self.path / "config.json"
         if not file.exists():
             others = [p.name for p in self.path.iterdir() if p.name != "lock" and not p.name.startswith(".")]
@@ -80,15 +86,30 @@ class RunFolder:
                     f"{self.path} is not empty and is no run folder (it holds {others[0]}); "
                     "choose another `output`."
                 )
-            write_json(file, mine)
+            write_json(file, sealed(mine))
             return
-        theirs = _configuration(self.path)
+        try:
+            theirs = _configuration(self.path)
+        except UserError:
+            if not self._is_of_checkpoints():
+                raise
+            self.notices.append(f"{file} is damaged. The checkpoints are of this configuration: it is kept.")
+            write_json(file, sealed(mine))
+            return
         if theirs["fingerprint"] != mine["fingerprint"]:
             raise UserError(
                 f"{self.path} holds a run of another configuration (it differs in "
                 f"{', '.join(_differences(theirs, mine)) or 'its format'}). Choose another `output`, or "
                 "remove the folder."
             )
+
+    def _is_of_checkpoints(self) -> bool:
+        """Were the checkpoints in the folder made with this configuration?"""
+        for manifest in self.path.rglob("manifest.json"):
+            with contextlib.suppress(ValueError):
+                if parse(manifest).get("run") == self.fingerprint:
+                    return True
+        return False
 
     def close(self) -> None:
         self._close_log()
@@ -104,17 +125,33 @@ class RunFolder:
         return (self.stage(index) / name).exists()
 
     def write(self, index: int, name: str, value: Any) -> None:
-        write_json(self.stage(index) / name, value)
+        write_json(self.stage(index) / name, sealed(value))
 
     def write_summary(self, value: Any) -> None:
-        write_json(self.path / "summary.json", value)
+        write_json(self.path / "summary.json", sealed(value))
 
     def write_environment(self, value: Any) -> None:
-        write_json(self.path / "environment.json", value)
+        write_json(self.path / "environment.json", sealed(value))
 
-    def write_lines(self, index: int, name: str, records: Iterable[Any]) -> None:
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        write_text(self.stage(index) / name, lines)
+    def write_evaluation(self, index: int, value: dict[str, Any], answers: Iterable[Any]) -> None:
+        """The figures of a row, and the answers that they follow from."""
+        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        file = self.stage(index) / "answers.jsonl"
+        write_text(file, lines)
+        self.write(index, "evaluation.json", {**value, "answers_checksum": checksum(file)})
+
+    def judged(self, index: int) -> bool:
+        """Does the row have its evaluation? One that is damaged is named in `notices` and counts as none."""
+        problem = self.has(index, "evaluation.json") and _damage(self.stage(index))
+        if problem:
+            self.notices.append(problem)
+        return self.has(index, "evaluation.json") and not problem
+
+    def forget(self, index: int) -> None:
+        """A stage that is trained again is judged again, and so are the stages after it."""
+        for row in range(index, len(self.stages)):
+            (self.stage(row) / "evaluation.json").unlink(missing_ok=True)
+        (self.path / "summary.json").unlink(missing_ok=True)
 
     # checkpoints ----------------------------------------------------------------------------
 
@@ -126,8 +163,9 @@ class RunFolder:
         with whole_folder(target) as folder:
             save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
             (folder / "state.json").write_text(json.dumps(tree), encoding="utf-8")
-            parts = {name: checksum(folder / name) for name in ("state.safetensors", "state.json")}
-            (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "parts": parts}))
+            parts = {name: checksum(folder / name) for name in PARTS}
+            manifest = sealed({"format": FORMAT, "run": self.fingerprint, "parts": parts})
+            (folder / "manifest.json").write_text(json.dumps(manifest))
         _remove(self._inner(stage)[: -self.keep] if step is not None else self._inner())
 
     def load(self, position: Position) -> tuple[dict[str, Any], Any]:
@@ -163,11 +201,10 @@ class RunFolder:
     # log ------------------------------------------------------------------------------------
 
     def log(self, record: dict[str, Any]) -> None:
-        if self._log is None:
-            with plain_disk_errors(self.path):
-                self._log = (self.path / "log.jsonl").open("a", encoding="utf-8")
         with plain_disk_errors(self.path):
-            self._log.write(json.dumps(record) + "\n")
+            if self._log is None:
+                self._log = (self.path / "log.jsonl").open("a", encoding="utf-8")
+            self._log.write(json.dumps(sealed(record)) + "\n")
 
     def flush_log(self) -> None:
         if self._log is not None:
@@ -179,19 +216,23 @@ class RunFolder:
         return _lines(self.path / "log.jsonl")
 
     def cut_log(self, stage: int, step: int) -> None:
-        """Forget log lines from (stage, step) on: they will be written again."""
+        """Forget log lines from (stage, step) on: they will be written again. Earlier ones that are
+        damaged are named in `notices`.
+        """
         self._close_log()  # the file is replaced, so the handle would write into the void
         file = self.path / "log.jsonl"
         if not file.exists():
             return
-        kept, lines = [], file.read_text(encoding="utf-8").splitlines()
-        for line in lines:
+        kept, lines = [], _raw_lines(file)
+        for number, line in enumerate(lines, start=1):
             try:
-                record = json.loads(line)
-            except ValueError:  # the last line of a killed process
+                record = _line(line)
+            except ValueError as error:
+                if line.endswith("\n"):  # else the last line of a killed process
+                    self.notices.append(f"{file}, line {number} is damaged ({error}) and left out.")
                 continue
             if (record["stage"], record["step"]) < (stage, step):
-                kept.append(line + "\n")
+                kept.append(line)
         if len(kept) < len(lines):
             write_text(file, "".join(kept))
 
@@ -218,12 +259,28 @@ def load_checkpoint(position: Position) -> tuple[dict[str, Any], Any]:
 def broken(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        parts = read_json(folder / "manifest.json")["parts"]
-        for name, digest in parts.items():
-            if checksum(folder / name) != digest:
+        digests = parse(folder / "manifest.json")["parts"]
+        for name in PARTS:
+            if checksum(folder / name) != digests[name]:
                 return f"{name} has another checksum"
-    except (OSError, ValueError, KeyError) as error:
-        return f"{type(error).__name__}: {error}"
+    except OSError as error:
+        return f"{error.filename or folder}: {error.strerror}"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"manifest.json: {type(error).__name__}, {error}"
+    return None
+
+
+def _damage(stage: Path) -> str | None:
+    """What is wrong with the record of a stage that was judged, or None."""
+    found = {}
+    for file in (stage / name for name in RECORDS):
+        try:
+            found[file.name] = parse(file) if file.exists() else {}
+        except ValueError as error:
+            return f"{file} is damaged ({error})."
+    answers, digest = stage / "answers.jsonl", found["evaluation.json"].get("answers_checksum")
+    if digest is not None and (not answers.exists() or checksum(answers) != digest):
+        return f"{answers} is damaged (it has another checksum)."
     return None
 
 
@@ -275,15 +332,30 @@ def _optional(path: Path, default: Any) -> Any:
 
 
 def _lines(path: Path) -> list[Any]:
-    if not path.exists():
-        return []
+    """Records of a log; the last line may be in the midst of being written."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(_raw_lines(path) if path.exists() else [], start=1):
         try:
-            found.append(json.loads(line))
-        except ValueError:  # being written
-            break
+            found.append(_line(line))
+        except ValueError as error:
+            if line.endswith("\n"):
+                raise UserError(
+                    f"{path}, line {number} is damaged ({error}). Put a good copy back, or run the same "
+                    "command again: it leaves the line out."
+                ) from None
     return found
+
+
+def _raw_lines(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return [line + "\n" for line in text.split("\n")[:-1]] + [last for last in text.split("\n")[-1:] if last]
+
+
+def _line(line: str) -> Any:
+    record = unsealed(json.loads(line))
+    if not isinstance(record, dict) or not {"stage", "step"} <= record.keys():
+        raise ValueError("it has no stage and step")
+    return record
 
 
 def _differences(theirs: Any, mine: Any, path: str = "") -> list[str]:

@@ -223,6 +223,67 @@ def test_inside_a_stage_that_is_trained_again_checkpoints_count(tmp_path):
     assert (run.latest().stage, run.latest().step) == (1, 4)
 
 
+# checksums ---------------------------------------------------------------------------------
+
+
+def test_a_record_that_was_changed_is_known(tmp_path):
+    file = tmp_path / "cost.json"
+    value = {"seconds": 0.1 + 0.2, "name": "caf\u00e9", "none": None, "list": [1, 2.5, float("inf")]}
+    files.write_json(file, files.sealed(value))
+    assert files.read_json(file) == value
+    text = file.read_text()
+    file.write_text(text.replace("2.5", "3.5"))
+    with pytest.raises(UserError, match=r"cost.json is damaged \(it has another checksum\)"):
+        files.read_json(file)
+    file.write_text(text.replace("\n", "\n "))  # white space means nothing
+    assert files.read_json(file) == value
+
+
+def test_damaged_answers_are_damaged_figures(tmp_path):
+    run = opened(tmp_path / "run")
+    run.write_evaluation(1, {"sets": []}, [{"prediction": "a"}, {"prediction": "b"}])
+    assert run.judged(1) and not run.judged(2) and not run.notices
+    answers = run.stage(1) / "answers.jsonl"
+    answers.write_text(answers.read_text().replace('"b"', '"a"'))
+    assert not run.judged(1)
+    assert run.notices == [f"{answers} is damaged (it has another checksum)."]
+    run.forget(1)
+    assert not run.has(1, "evaluation.json")
+
+
+def test_a_damaged_line_of_the_log_is_left_out_and_told(tmp_path):
+    run = opened(tmp_path / "run")
+    for step in range(4):
+        run.log({"stage": 0, "step": step, "loss": 1.5 + step})
+    run.flush_log()
+    file = run.path / "log.jsonl"
+    file.write_text(file.read_text().replace("2.5", "9.5"))
+    with pytest.raises(UserError, match=r"log.jsonl, line 2 is damaged"):
+        read_run(run.path)
+    run.cut_log(0, 3)
+    assert run.notices == [f"{file}, line 2 is damaged (it has another checksum) and left out."]
+    assert [each["step"] for each in read_run(run.path)["log"]] == [0, 2]
+
+
+def test_a_damaged_configuration_is_mended_where_checkpoints_know_it(tmp_path):
+    run = opened(tmp_path / "run")
+    file = run.path / "config.json"
+    whole = file.read_bytes()
+    run.close()
+    file.write_bytes(whole.replace(b'"seed": 0', b'"seed": 1'))
+    with pytest.raises(UserError, match="config.json is damaged"):
+        opened(run.path)
+    file.write_bytes(whole)
+    run = opened(run.path)
+    run.save(0, None, {"w": torch.ones(2)}, {})
+    run.close()
+    file.write_bytes(whole.replace(b'"seed": 0', b'"seed": 1'))
+    with pytest.raises(UserError, match="config.json is damaged"):
+        opened(run.path, seed=5)
+    run = opened(run.path)
+    assert file.read_bytes() == whole and "config.json is damaged" in run.notices[0]
+
+
 def test_a_full_disk_under_log_and_lock_is_one_message(tmp_path, monkeypatch):
     run = opened(tmp_path / "run")
     run._log = open("/dev/full", "a")
