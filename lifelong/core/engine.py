@@ -102,7 +102,8 @@ def judge_row(
 ) -> None:
     """Row 0 of the accuracy matrix before training, row k after stage k."""
     tell(folder, listen)
-    evaluation.measure(life, folder, row, listen, settings.diagnostics)
+    with stop.at_next_pass(life.network, folder):
+        evaluation.measure(life, folder, row, listen, settings.diagnostics)
     stop.check(folder)
 
 

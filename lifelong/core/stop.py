@@ -6,14 +6,39 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
+
 from lifelong.errors import UserError
 from lifelong.store.run import RunFolder
+
+
+class Asked(BaseException):
+    """Leaves an evaluation, whatever stands around it."""
 
 
 class Stop:
     """Set by Ctrl-C or SIGTERM; the loop saves and then leaves."""
 
     asked = False
+
+    @contextlib.contextmanager
+    def at_next_pass(self, network: nn.Module, folder: RunFolder) -> Iterator[None]:
+        """Inside, nothing is to be saved: the next forward pass leaves. Objectives call the network or a
+        part of it.
+        """
+
+        def look(*_: Any) -> None:
+            if self.asked:
+                raise Asked
+
+        hooks = [each.register_forward_pre_hook(look) for each in (network, *network.children())]
+        try:
+            yield
+        except Asked:
+            self.check(folder)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def check(self, folder: RunFolder) -> None:
         if self.asked:
