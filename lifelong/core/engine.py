@@ -86,6 +86,7 @@ def train(
         life.restore(folder, position)
         folder.cut_log(life.stage + (life.step is None), life.step or 0)
         tell(folder, listen)
+        stop.check(folder)
 
         for index, stage in enumerate(stream.stages):
             if index > life.stage or (index == life.stage and life.step is not None):
