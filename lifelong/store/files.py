@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,15 @@ def checksum(path: Path) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def flushed_checksum(path: Path) -> str:
+    """The checksum of a file that is flushed to the disk meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        flushed = pool.submit(_sync, path)
+        digest = checksum(path)
+        flushed.result()
+    return digest
 
 
 class Lock:

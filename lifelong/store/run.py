@@ -24,6 +24,7 @@ from lifelong.errors import UserError
 from lifelong.store.files import (
     Lock,
     checksum,
+    flushed_checksum,
     parse,
     plain_disk_errors,
     read_json,
@@ -163,7 +164,7 @@ class RunFolder:
         with whole_folder(target) as folder:
             save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
             (folder / "state.json").write_text(json.dumps(tree), encoding="utf-8")
-            parts = {name: checksum(folder / name) for name in PARTS}
+            parts = {name: flushed_checksum(folder / name) for name in PARTS}
             manifest = sealed({"format": FORMAT, "run": self.fingerprint, "parts": parts})
             (folder / "manifest.json").write_text(json.dumps(manifest))
         _remove(self._inner(stage)[: -self.keep] if step is not None else self._inner())
