@@ -19,7 +19,7 @@ from lifelong.errors import UserError
 from lifelong.numerics.intervals import bootstrap_interval
 from lifelong.numerics.swap import evaluating
 from lifelong.store.files import read_json
-from lifelong.store.run import UNTRAINED, RunFolder
+from lifelong.store.run import RunFolder
 
 VISIBLE = {
     "task": "Each row was answered among the labels of its own task: the task's identity was visible at "
@@ -73,8 +73,11 @@ def measure(
     life: Life, folder: RunFolder, row: int, listen: Any, diagnostics: Sequence[Diagnostic] = ()
 ) -> None:
     """Write the evaluation of the model as it stands: row 0 before training, row k after stage k."""
-    stream = life.stream
     life.accelerator.wait_for_everyone()  # nobody still asks what the folder holds
+    stream, cost = life.stream, {}
+    if row:
+        cost = {"name": stream.stages[row - 1].name, **life.spent, **life.sizes()}
+        folder.write(row, "cost.json", cost)
     sets = [(task, each) for task, each in stream.columns()] + [(None, each) for each in stream.general]
     begun, found, lines = time.perf_counter(), [], []
     for number, (task, each) in enumerate(sets):
@@ -83,18 +86,13 @@ def measure(
         found.append(result | {"task": task, "general": task is None})
         lines += [{"set": each.name, "row": i, **plain(answer)} for i, answer in enumerate(answers)]
         listen(_event(row, number + 1, len(sets), each.name))
-    folder.write_lines(row, "answers.jsonl", lines)
-    name = UNTRAINED if row == 0 else stream.stages[row - 1].name
     if row and diagnostics:
         told = diagnose(life, diagnostics, history(stream, folder, row, found))
         folder.write(row, "diagnostics.json", told)
     seconds = time.perf_counter() - begun
-    if folder.has(row, "cost.json"):
-        cost = read_json(folder.stage(row) / "cost.json")
+    if row:
         folder.write(row, "cost.json", cost | {"evaluation_seconds": seconds})
-    folder.write(
-        row, "evaluation.json", {"stage": None if row == 0 else name, "seconds": seconds, "sets": found}
-    )
+    folder.write_evaluation(row, {"stage": cost.get("name"), "seconds": seconds, "sets": found}, lines)
     life.accelerator.wait_for_everyone()  # it is there for all
 
 

@@ -28,7 +28,7 @@ from lifelong.core.composition import Methods, snake
 from lifelong.core.model import Model
 from lifelong.core.stream import Stage, Stream
 from lifelong.errors import UserError
-from lifelong.store.run import RunFolder
+from lifelong.store.run import Position, RunFolder
 
 
 def derive(*numbers: int) -> int:
@@ -89,9 +89,9 @@ class Life:
     def tuner_state(self) -> states.State:
         return self.states["tuner"]
 
-    def restore(self, folder: RunFolder) -> None:
-        """Attach the methods; go to the newest whole checkpoint where there is one."""
-        position = folder.latest()
+    def restore(self, folder: RunFolder, position: Position | None = None) -> None:
+        """Attach the methods; go to the checkpoint given, else to the newest whole one if there is one."""
+        position = position or folder.latest()
         tuner = self.methods.tuner
         if position is None:
             self.states["tuner"] = tuner.attach(self.model, None, derive(self.seed))
@@ -107,7 +107,8 @@ class Life:
         device = self.accelerator.device
         self.states |= {role: states.moved(state, device) for role, state in saved["states"].items()}
         self.stage, self.step = position.stage, position.step
-        self.spent, self.steps_before = saved["spent"], saved["notes"]["steps_before"]
+        self.spent, notes = saved["spent"], saved["notes"]
+        self.steps_before, self.truncated = notes["steps_before"], notes["truncated_rows"]
         if self.step is not None:
             stage = self.stream.stages[self.stage]
             self._encode(stage)

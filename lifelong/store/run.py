@@ -8,11 +8,13 @@
     checkpoints/001-000120/          inside a stage: index of the stage and steps made
     summary.json                     accuracy matrix, metrics, what was visible at test time
 
-Every file appears whole; a checkpoint carries checksums of its parts.
+Every file appears whole; checkpoints, records and lines of the log carry checksums.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,8 +24,13 @@ from lifelong.errors import UserError
 from lifelong.store.files import (
     Lock,
     checksum,
+    flushed_checksum,
+    parse,
     plain_disk_errors,
     read_json,
+    sealed,
+    sweep,
+    unsealed,
     whole_folder,
     write_json,
     write_text,
@@ -31,6 +38,8 @@ from lifelong.store.files import (
 
 FORMAT = 1
 UNTRAINED = "000-untrained"
+PARTS = ("state.safetensors", "state.json")  # of a checkpoint
+RECORDS = ("evaluation.json", "cost.json", "diagnostics.json")  # of a stage
 
 
 class Position(NamedTuple):
@@ -61,6 +70,7 @@ class RunFolder:
         self.lock = Lock(self.path)
         try:
             self._claim(config)
+            sweep(self.path)
         except BaseException:
             self.lock.release()
             raise
@@ -68,6 +78,7 @@ class RunFolder:
 
     def _claim(self, config: dict[str, Any]) -> None:
         mine = {"fingerprint": fingerprint(config), **config, "format": FORMAT}
+        self.fingerprint = mine["fingerprint"]
         file = self.path / "config.json"
         if not file.exists():
             others = [p.name for p in self.path.iterdir() if p.name != "lock" and not p.name.startswith(".")]
@@ -76,9 +87,16 @@ class RunFolder:
                     f"{self.path} is not empty and is no run folder (it holds {others[0]}); "
                     "choose another `output`."
                 )
-            write_json(file, mine)
+            write_json(file, sealed(mine))
             return
-        theirs = _configuration(self.path)
+        try:
+            theirs = _configuration(self.path)
+        except UserError:
+            if not self._is_of_checkpoints():
+                raise
+            self.notices.append(f"{file} is damaged. The checkpoints are of this configuration: it is kept.")
+            write_json(file, sealed(mine))
+            return
         if theirs["fingerprint"] != mine["fingerprint"]:
             raise UserError(
                 f"{self.path} holds a run of another configuration (it differs in "
@@ -86,10 +104,16 @@ class RunFolder:
                 "remove the folder."
             )
 
+    def _is_of_checkpoints(self) -> bool:
+        """Were the checkpoints in the folder made with this configuration?"""
+        for manifest in self.path.rglob("manifest.json"):
+            with contextlib.suppress(ValueError):
+                if parse(manifest).get("run") == self.fingerprint:
+                    return True
+        return False
+
     def close(self) -> None:
-        if self._log is not None:
-            self._log.close()
-            self._log = None
+        self._close_log()
         self.lock.release()
 
     # stages ---------------------------------------------------------------------------------
@@ -102,17 +126,33 @@ class RunFolder:
         return (self.stage(index) / name).exists()
 
     def write(self, index: int, name: str, value: Any) -> None:
-        write_json(self.stage(index) / name, value)
+        write_json(self.stage(index) / name, sealed(value))
 
     def write_summary(self, value: Any) -> None:
-        write_json(self.path / "summary.json", value)
+        write_json(self.path / "summary.json", sealed(value))
 
     def write_environment(self, value: Any) -> None:
-        write_json(self.path / "environment.json", value)
+        write_json(self.path / "environment.json", sealed(value))
 
-    def write_lines(self, index: int, name: str, records: Iterable[Any]) -> None:
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        write_text(self.stage(index) / name, lines)
+    def write_evaluation(self, index: int, value: dict[str, Any], answers: Iterable[Any]) -> None:
+        """The figures of a row, and the answers that they follow from."""
+        lines = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        file = self.stage(index) / "answers.jsonl"
+        write_text(file, lines)
+        self.write(index, "evaluation.json", {**value, "answers_checksum": checksum(file)})
+
+    def judged(self, index: int) -> bool:
+        """Does the row have its evaluation? One that is damaged is named in `notices` and counts as none."""
+        problem = self.has(index, "evaluation.json") and _damage(self.stage(index))
+        if problem:
+            self.notices.append(problem)
+        return self.has(index, "evaluation.json") and not problem
+
+    def forget(self, index: int) -> None:
+        """A stage that is trained again is judged again, and so are the stages after it."""
+        for row in range(index, len(self.stages)):
+            (self.stage(row) / "evaluation.json").unlink(missing_ok=True)
+        (self.path / "summary.json").unlink(missing_ok=True)
 
     def take_over(self, untrained: Path) -> None:
         """Copy another run's evaluation of the untrained model, unless there is one."""
@@ -127,34 +167,36 @@ class RunFolder:
         """Write a checkpoint: at a stage's end (step None) or inside it. `stage` counts from 0."""
         from safetensors.torch import save_file
 
-        target = self._inside(stage, step) if step is not None else self.stage(stage + 1) / "checkpoint"
+        target = self._inside(stage, step) if step is not None else self.end(stage).folder
         with whole_folder(target) as folder:
             save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
             (folder / "state.json").write_text(json.dumps(tree), encoding="utf-8")
-            parts = {name: checksum(folder / name) for name in ("state.safetensors", "state.json")}
-            (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "parts": parts}))
-        for old in self._inner(stage)[: -self.keep] if step is not None else self._inner():
-            shutil.rmtree(old.folder, ignore_errors=True)
+            parts = {name: flushed_checksum(folder / name) for name in PARTS}
+            manifest = sealed({"format": FORMAT, "run": self.fingerprint, "parts": parts})
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+        _remove(self._inner(stage)[: -self.keep] if step is not None else self._inner())
 
     def load(self, position: Position) -> tuple[dict[str, Any], Any]:
         return load_checkpoint(position)
 
     def latest(self) -> Position | None:
         """The newest checkpoint whose checksums hold; broken ones are named in `notices`."""
-        ends = [
-            Position(i - 1, None, self.stage(i) / "checkpoint")
-            for i in range(1, len(self.stages))
-            if (self.stage(i) / "checkpoint").exists()
-        ]
-        done = ends[-1].stage if ends else -1
-        for position in [*reversed([p for p in self._inner() if p.stage > done]), *reversed(ends)]:
+        ends = [self.end(index) for index in range(len(self.stages) - 1)]
+        found = [*self._inner(), *(end for end in ends if end.folder.exists())]
+        for position in sorted(found, key=lambda p: (p.stage, p.step is None, p.step or 0), reverse=True):
             problem = broken(position.folder)
             if problem is None:
+                if position.step is None:  # what a killed process had yet to remove
+                    _remove(p for p in self._inner() if p.stage <= position.stage)
                 return position
             self.notices.append(
                 f"checkpoint {position.folder} is damaged ({problem}); using the one before it"
             )
         return None
+
+    def end(self, stage: int) -> Position:
+        """Where the checkpoint of a finished stage lies. `stage` counts from 0."""
+        return Position(stage, None, self.stage(stage + 1) / "checkpoint")
 
     def _inside(self, stage: int, step: int) -> Path:
         return self.path / "checkpoints" / f"{stage + 1:03d}-{step:09d}"
@@ -167,38 +209,51 @@ class RunFolder:
     # log ------------------------------------------------------------------------------------
 
     def log(self, record: dict[str, Any]) -> None:
-        if self._log is None:
-            with plain_disk_errors(self.path):
-                self._log = (self.path / "log.jsonl").open("a", encoding="utf-8")
         with plain_disk_errors(self.path):
-            self._log.write(json.dumps(record) + "\n")
+            if self._log is None:
+                self._log = (self.path / "log.jsonl").open("a", encoding="utf-8")
+            self._log.write(json.dumps(sealed(record)) + "\n")
 
     def flush_log(self) -> None:
         if self._log is not None:
             with plain_disk_errors(self.path):
                 self._log.flush()
+                os.fsync(self._log.fileno())
 
     def read_log(self) -> list[Any]:
         return _lines(self.path / "log.jsonl")
 
     def cut_log(self, stage: int, step: int) -> None:
-        """Forget log lines from (stage, step) on: they will be written again."""
-        if self._log is not None:  # the file is replaced, so the handle would write into the void
-            self._log.close()
-            self._log = None
+        """Forget log lines from (stage, step) on: they will be written again. Earlier ones that are
+        damaged are named in `notices`.
+        """
+        self._close_log()  # the file is replaced, so the handle would write into the void
         file = self.path / "log.jsonl"
         if not file.exists():
             return
-        kept, lines = [], file.read_text(encoding="utf-8").splitlines()
-        for line in lines:
+        kept, lines = [], _raw_lines(file)
+        for number, line in enumerate(lines, start=1):
             try:
-                record = json.loads(line)
-            except ValueError:  # the last line of a killed process
+                record = _line(line)
+            except ValueError as error:
+                if line.endswith("\n"):  # else the last line of a killed process
+                    self.notices.append(f"{file}, line {number} is damaged ({error}) and left out.")
                 continue
             if (record["stage"], record["step"]) < (stage, step):
-                kept.append(line + "\n")
+                kept.append(line)
         if len(kept) < len(lines):
             write_text(file, "".join(kept))
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            with contextlib.suppress(OSError):  # a full disk; lines since the last flush are written again
+                self._log.close()
+            self._log = None
+
+
+def _remove(positions: Iterable[Position]) -> None:
+    for position in positions:
+        shutil.rmtree(position.folder, ignore_errors=True)
 
 
 class Follower(RunFolder):
@@ -210,7 +265,7 @@ class Follower(RunFolder):
     def _nothing(self, *content: Any) -> None:
         pass
 
-    write = write_summary = write_environment = write_lines = take_over = _nothing
+    write = write_summary = write_environment = write_evaluation = take_over = forget = _nothing
     save = log = flush_log = cut_log = close = _nothing
 
 
@@ -225,12 +280,28 @@ def load_checkpoint(position: Position) -> tuple[dict[str, Any], Any]:
 def broken(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        parts = read_json(folder / "manifest.json")["parts"]
-        for name, digest in parts.items():
-            if checksum(folder / name) != digest:
+        digests = parse(folder / "manifest.json")["parts"]
+        for name in PARTS:
+            if checksum(folder / name) != digests[name]:
                 return f"{name} has another checksum"
-    except (OSError, ValueError, KeyError) as error:
-        return f"{type(error).__name__}: {error}"
+    except OSError as error:
+        return f"{error.filename or folder}: {error.strerror}"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"manifest.json: {type(error).__name__}, {error}"
+    return None
+
+
+def _damage(stage: Path) -> str | None:
+    """What is wrong with the record of a stage that was judged, or None."""
+    found = {}
+    for file in (stage / name for name in RECORDS):
+        try:
+            found[file.name] = parse(file) if file.exists() else {}
+        except ValueError as error:
+            return f"{file} is damaged ({error})."
+    answers, digest = stage / "answers.jsonl", found["evaluation.json"].get("answers_checksum")
+    if digest is not None and (not answers.exists() or checksum(answers) != digest):
+        return f"{answers} is damaged (it has another checksum)."
     return None
 
 
@@ -282,15 +353,30 @@ def _optional(path: Path, default: Any) -> Any:
 
 
 def _lines(path: Path) -> list[Any]:
-    if not path.exists():
-        return []
+    """Records of a log; the last line may be in the midst of being written."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for number, line in enumerate(_raw_lines(path) if path.exists() else [], start=1):
         try:
-            found.append(json.loads(line))
-        except ValueError:  # being written
-            break
+            found.append(_line(line))
+        except ValueError as error:
+            if line.endswith("\n"):
+                raise UserError(
+                    f"{path}, line {number} is damaged ({error}). Put a good copy back, or run the same "
+                    "command again: it leaves the line out."
+                ) from None
     return found
+
+
+def _raw_lines(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return [line + "\n" for line in text.split("\n")[:-1]] + [last for last in text.split("\n")[-1:] if last]
+
+
+def _line(line: str) -> Any:
+    record = unsealed(json.loads(line))
+    if not isinstance(record, dict) or not {"stage", "step"} <= record.keys():
+        raise ValueError("it has no stage and step")
+    return record
 
 
 def _differences(theirs: Any, mine: Any, path: str = "") -> list[str]:
