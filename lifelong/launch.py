@@ -15,7 +15,8 @@ from lifelong.core import engine, evaluation
 from lifelong.core.agreement import check_head, check_kinds, check_objectives
 from lifelong.core.axes import Method
 from lifelong.core.composition import Methods, axis_of, compose
-from lifelong.core.engine import Listener, Settings
+from lifelong.core.engine import Event, Listener, Settings
+from lifelong.core.guard import check_guard
 from lifelong.core.matrix import AccuracyMatrix
 from lifelong.core.model import Model
 from lifelong.core.stream import Stage, Stream, joined
@@ -68,9 +69,15 @@ def run(
         if folder is None:
             folder = Path(stream).parent if isinstance(stream, (str, Path)) else Path()
         stream = build.stream(chosen, folder)
+    if methods.stream != "sequence" and stream.guard is not None:
+        listen(
+            Event("notice", 0, text=f"{methods.stream} has no earlier stages, so there is nothing to guard.")
+        )
+        stream = replace(stream, guard=None)
     if methods.stream == "joint":
         stream = joined(stream)
     check_objectives(stream, methods)
+    check_guard(stream, methods)
     if isinstance(model, str):
         model = load_model(chosen) if chosen else pretrained.load(model)
     check_kinds(stream, model)

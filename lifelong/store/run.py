@@ -5,6 +5,7 @@
     log.jsonl                        one line per optimiser step
     stages/000-untrained/            evaluation.json, answers.jsonl
     stages/001-<name>/               checkpoint/ (weights and states), cost.json, evaluation.json, ...
+                                     guard.json: was it promoted; repair.json: which share was kept
     checkpoints/001-000120/          inside a stage: index of the stage and steps made
     summary.json                     accuracy matrix, metrics, what was visible at test time
 
@@ -104,6 +105,11 @@ class RunFolder:
     def write(self, index: int, name: str, value: Any) -> None:
         write_json(self.stage(index) / name, value)
 
+    def discard(self, index: int, *names: str) -> None:
+        """Remove files of a row that is made anew."""
+        for name in names:
+            (self.stage(index) / name).unlink(missing_ok=True)
+
     def write_summary(self, value: Any) -> None:
         write_json(self.path / "summary.json", value)
 
@@ -117,16 +123,19 @@ class RunFolder:
     # checkpoints ----------------------------------------------------------------------------
 
     def save(self, stage: int, step: int | None, tensors: dict[str, Any], tree: Any) -> None:
-        """Write a checkpoint: at a stage's end (step None) or inside it. `stage` counts from 0."""
+        """Write a checkpoint: at a stage's end (step None) or inside it. `stage` counts from 0. One of
+        step 0 stays until the stage ends.
+        """
         from safetensors.torch import save_file
 
-        target = self._inside(stage, step) if step is not None else self.stage(stage + 1) / "checkpoint"
+        target = self.inside(stage, step) if step is not None else self.stage(stage + 1) / "checkpoint"
         with whole_folder(target) as folder:
             save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
             (folder / "state.json").write_text(json.dumps(tree), encoding="utf-8")
             parts = {name: checksum(folder / name) for name in ("state.safetensors", "state.json")}
             (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "parts": parts}))
-        for old in self._inner(stage)[: -self.keep] if step is not None else self._inner():
+        later = [each for each in self._inner(stage) if each.step]
+        for old in later[: -self.keep] if step is not None else self._inner():
             shutil.rmtree(old.folder, ignore_errors=True)
 
     def load(self, position: Position) -> tuple[dict[str, Any], Any]:
@@ -149,7 +158,8 @@ class RunFolder:
             )
         return None
 
-    def _inside(self, stage: int, step: int) -> Path:
+    def inside(self, stage: int, step: int) -> Path:
+        """Folder of a checkpoint inside a stage."""
         return self.path / "checkpoints" / f"{stage + 1:03d}-{step:09d}"
 
     def _inner(self, stage: int | None = None) -> list[Position]:
@@ -229,6 +239,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     found["diagnostics"] = [
         read_json(s / "diagnostics.json") for s in stages if (s / "diagnostics.json").exists()
     ]
+    found["guards"] = [read_json(s / "guard.json") for s in stages if (s / "guard.json").exists()]
     return found
 
 

@@ -15,7 +15,7 @@ masked. The paper's second form, masks on the factors of LoRA, is left out: its 
 and the text leaves open how the outputs of B are clustered.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -99,7 +99,7 @@ class Migu(Tuner):
         del network.output_hooks, network.output_sums, network.counts_outputs
 
     def interpolate(
-        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
     ) -> State:
         interpolate(context.params, before, ratio)
         return state
