@@ -69,13 +69,7 @@ def run(
         if folder is None:
             folder = Path(stream).parent if isinstance(stream, (str, Path)) else Path()
         stream = build.stream(chosen, folder)
-    if methods.stream != "sequence" and stream.guard is not None:
-        listen(
-            Event("notice", 0, text=f"{methods.stream} has no earlier stages, so there is nothing to guard.")
-        )
-        stream = replace(stream, guard=None)
-    if methods.stream == "joint":
-        stream = joined(stream)
+    stream = _arranged(stream, methods, listen)
     check_objectives(stream, methods)
     check_guard(stream, methods)
     if isinstance(model, str):
@@ -89,6 +83,15 @@ def run(
     settings = replace(settings or Settings(), seed=seed)
     target = Path(output or (record and record["output"]) or "runs/run")
     return execute(model, stream, methods, target, settings, record, listen)
+
+
+def _arranged(stream: Stream, methods: Methods, listen: Listener) -> Stream:
+    """The stages as they are trained: in order, or joined. A bound is not guarded."""
+    if methods.stream != "sequence" and stream.guard is not None:
+        text = f"{methods.stream} has no earlier stages, so there is nothing to guard."
+        listen(Event("notice", 0, text=text))
+        stream = replace(stream, guard=None)
+    return joined(stream) if methods.stream == "joint" else stream
 
 
 def _one_seed(chosen: RunConfig | None) -> int:

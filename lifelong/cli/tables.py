@@ -79,7 +79,7 @@ def _print_guards(run: dict[str, Any], console: Any) -> None:
         table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         for number, head in enumerate(GUARD_HEADS):
             text = f"{head} ({each['confidence']} %)" if head == "Interval" else head
-            table.add_column(text.lower(), justify="right" if 2 <= number <= 7 else "left", overflow="fold")
+            table.add_column(text.lower(), justify="right" if 2 <= number <= 8 else "left", overflow="fold")
         for row in each["rows"]:
             table.add_row(*row)
         console.print(table, markup=False) if each["rows"] else console.print("nothing to compare with yet")

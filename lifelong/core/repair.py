@@ -45,6 +45,7 @@ def repair(life: Life, folder: RunFolder, notify: Callable[[str], None], pause: 
     """
     if not is_on(life):
         return
+    life.optimizer = None  # no step follows: its moments need no room, here or on the disk
     folder.save(life.stage, life.step, *life.snapshot())
     segment, begun = Segment(life, folder), time.perf_counter()
     judge = Judge(life, folder)
@@ -140,7 +141,8 @@ class Judge:
     def new_task(self) -> list[dict[str, Any]]:
         """Figures of the sets that the stage teaches."""
         own = [each for task, each in self.life.stream.columns() if task == self.life.stage]
-        return [{key: self._judge(each)[0][key] for key in ("name", "unit", "value")} for each in own]
+        judged = [self._judge(each)[0] for each in own]
+        return [{key: each[key] for key in ("name", "unit", "value")} for each in judged]
 
     def _judge(self, each: EvalSet) -> Any:
         life = self.life

@@ -257,7 +257,9 @@ def _figure(value: float | None) -> str:
     return formats.number(value, 0 if whole else 3)
 
 
-GUARD_HEADS = ("Set", "Compared with", "Before", "After", "Drop", "Interval", "Allowed", "Rows", "Verdict")
+GUARD_HEADS = (
+    "Set", "Compared with", "Before", "After", "Drop", "Interval", "Allowed", "Rows", "Needed", "Verdict",
+)  # fmt: skip
 
 
 def guards(run: Run) -> list[dict[str, Any]]:
@@ -277,7 +279,6 @@ def guards(run: Run) -> list[dict[str, Any]]:
 def _guard_row(entry: dict[str, Any]) -> list[str]:
     share = entry["unit"] == "%"
     low, high = formats.number(_hundred(entry["low"])), formats.number(_hundred(entry["high"]))
-    more = f" ({formats.number(entry['rows_needed'], 0)} rows would tell)" if entry["rows_needed"] else ""
     return [
         entry["name"],
         entry["reference"],
@@ -287,7 +288,8 @@ def _guard_row(entry: dict[str, Any]) -> list[str]:
         f"{low} to {high}",
         formats.number(_hundred(entry["allowed"])),
         formats.number(entry["count"], 0),
-        entry["verdict"] + more,
+        formats.number(entry["rows_needed"], 0),
+        entry["verdict"],
     ]
 
 
