@@ -21,6 +21,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lifelong.core import evaluation
@@ -159,7 +160,7 @@ def hold(life: Life, folder: RunFolder, notify: Callable[[str], None]) -> None:
     )
 
 
-def _unrepaired(repair: Any, stage: Any) -> str:
+def _unrepaired(repair: Any, stage: Path) -> str:
     if repair is None:
         return (
             f"It was trained before a repair was asked for; remove {stage} and run the same command again to "

@@ -1,13 +1,18 @@
 """A repair: the largest share of an update that keeps every budget, found again after a kill."""
 
 import gc
+import os
+import shutil
+import signal
 import weakref
+from dataclasses import replace
 
 import pytest
 import tiny
 import torch
-from guarding import guard, train
+from guarding import guard, stream, train
 
+from lifelong import launch
 from lifelong.core import guard as guarding
 from lifelong.core import repair as repairing
 from lifelong.core.repair import largest
@@ -124,40 +129,43 @@ def test_the_share_is_that_of_the_weights(whole):
     assert moved > 10
 
 
-def test_killed_in_a_repair_it_ends_at_the_same_bits(whole, tmp_path):
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("place", ["step 1", "trial 1", "trial 4", "interrupted"])
+def test_killed_anywhere_it_ends_at_the_same_bits(whole, place, tmp_path):
+    """In the second stage: before its first timed checkpoint, in the midst of the search, or by Ctrl-C."""
     name, run, _, _, rate = whole
+    heard = []
 
-    class Killed(Exception):
-        pass
+    def listen(event):
+        heard.extend([event.kind] if event.stage == 2 else [])
+        steps, trials = heard.count("step"), heard.count("notice")
+        if (place == "step 1" and steps == 1) or f"trial {trials}" == place:
+            raise Killed
+        if place == "interrupted" and event.kind == "notice" and trials == 2:
+            os.kill(os.getpid(), signal.SIGINT)
 
-    for number in (1, 4):
-        heard = []
-
-        def listen(event, heard=heard, number=number):
-            heard.append(event.kind)
-            if heard.count("notice") == number:
-                raise Killed
-
-        with pytest.raises(Killed):
-            train(tmp_path / f"{number}", guard(**REPAIR), METHODS[name], listen=listen, **rate)
-        assert not (tmp_path / f"{number}/stages/002-farm").exists()
-        steps = []
-        again = train(
-            tmp_path / f"{number}", guard(**REPAIR), METHODS[name],
-            listen=lambda event, steps=steps: steps.append(1) if event.kind == "step" else None, **rate,
-        )  # fmt: skip
-        assert not steps  # nothing was trained again
-        for row in ("001-sky", "002-farm"):
-            assert weights(again.folder, row) == weights(run.folder, row)
-        ours, theirs = told(again.folder), told(run.folder)
-        for each in (ours, theirs):
-            del each["repair"]["seconds"]
-        assert ours == theirs
+    with pytest.raises((Killed, UserError)) as stopped:
+        train(tmp_path / "run", guard(**REPAIR), METHODS[name], listen=listen, **rate)
+    assert (place == "interrupted") == ("same command goes on" in str(stopped.value))
+    assert not (tmp_path / "run/stages/002-farm").exists()
+    trained = []
+    again = train(
+        tmp_path / "run", guard(**REPAIR), METHODS[name],
+        listen=lambda event: trained.append(1) if event.kind == "step" else None, **rate,
+    )  # fmt: skip
+    assert bool(trained) == (place == "step 1")  # else nothing is trained again
+    for row in ("001-sky", "002-farm"):
+        assert weights(again.folder, row) == weights(run.folder, row)
+    ours, theirs = told(again.folder), told(run.folder)
+    for each in (ours, theirs):
+        del each["repair"]["seconds"]
+    assert ours == theirs
 
 
 def test_a_damaged_end_is_trained_and_repaired_anew(whole, tmp_path):
-    import shutil
-
     name, run, _, _, rate = whole
     shutil.copytree(run.folder, tmp_path / "run")
     file = tmp_path / "run/stages/002-farm/checkpoint/state.safetensors"
@@ -198,6 +206,21 @@ def test_a_stage_trained_without_a_repair_says_how_to_get_one(tmp_path):
         train(tmp_path / "run", guard())
     with pytest.raises(OverBudget, match="remove .*002-farm and run the same command again"):
         train(tmp_path / "run", guard(**REPAIR))
+    shutil.rmtree(tmp_path / "run/stages/002-farm")
+    assert told(train(tmp_path / "run", guard(**REPAIR)).folder)["repair"]["shares"][0] > 0
+
+
+@pytest.mark.parametrize("candidates", ["task", "seen"])
+def test_a_growing_head_is_moved_with_the_deepest_group(candidates, tmp_path):
+    """Labels of both stages compete with `seen`: the rows of the new ones take over the old task."""
+    made = replace(stream(guard(**REPAIR, trials=3, layer_groups=2)), candidates=candidates)
+    if candidates == "task":
+        made = replace(made, guard=guard(**REPAIR, trials=3, allowed_drop_fraction=0.045))
+    run = launch.run(tiny.model("bert"), made, [Full()], output=tmp_path / "run")
+    found = told(run.folder)
+    assert found["promoted"] and found["repair"] and 0 < found["repair"]["shares"][-1] < 1
+    head = Shards(run.folder / "stages/002-farm/checkpoint", "params/lifelong_head")
+    assert max(value.shape[0] for value in head.values()) == 4
 
 
 # the line between the ends --------------------------------------------------------------------
