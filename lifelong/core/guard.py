@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lifelong.core import evaluation
 from lifelong.core.axes import Answer
@@ -54,6 +54,11 @@ def decide(
     each: EvalSet, before: Sequence[Answer], after: Sequence[Answer], allowed: float, confidence: float
 ) -> Entry:
     """Drop, interval and verdict of one set; `high` is None where the rows give no bound."""
+    if [answer.references for answer in before] != [answer.references for answer in after]:
+        raise UserError(
+            f"guard: the rows of {each.name} are not those that it was judged by before, so that nothing can "
+            "be compared. Put the old file back, or choose another `output`."
+        )
     relative = is_relative(each)
     scores = [each.metric.scores(answers) for answers in (before, after)]
     weights = [answer.tokens for answer in before] if relative else None
@@ -75,38 +80,60 @@ def decide(
     }  # fmt: skip
 
 
-def entries(
-    stream: Stream, folder: RunFolder, row: int, answers: Callable[[EvalSet], Sequence[Answer]]
-) -> Iterator[Entry]:
-    """A decision for every guard set, one after another. `answers` are those of the model in question."""
-    rows: dict[int, dict[str, list[Answer]]] = {}
+class Baseline(NamedTuple):
+    """What a set is compared with."""
+
+    each: EvalSet
+    general: bool
+    allowed: float
+    row: int
+    answers: list[Answer]  # of that row
+
+
+def baselines(stream: Stream, folder: RunFolder, row: int) -> list[Baseline]:
+    """For every guard set of a row, the answers that its drop is counted from."""
+    for each in range(row):
+        if not folder.has(each, "evaluation.json"):
+            raise evaluation.lost(folder, each)
+    evaluations = [read_json(folder.stage(each) / "evaluation.json")["sets"] for each in range(row)]
+    benefits = [{each["name"]: each["benefit"] for each in sets} for sets in evaluations]
+    served = [each for each in range(row) if promoted(folder, each)]
+    answers: dict[int, dict[str, list[Answer]]] = {}
+    found = []
     for each, first, allowed in guarded(stream, row):
-        number = reference(stream.guard, folder, row, each.name, first)
-        if number not in rows:
-            rows[number] = read_answers(folder, number)
-        found = decide(each, rows[number][each.name], answers(each), allowed, stream.guard.confidence)
-        yield found | {"reference": folder.stages[number], "general": first == 0}
+        number = reference(stream.guard, first, [row[each.name] for row in benefits], served)
+        if number not in answers:
+            answers[number] = read_answers(folder, number)
+        found.append(Baseline(each, first == 0, allowed, number, answers[number][each.name]))
+    return found
 
 
-def reference(guard: Guard, folder: RunFolder, row: int, name: str, first: int) -> int:
-    """Row that the drop of a set is counted from. Rows that were not promoted count only where there is
-    no other.
+def reference(guard: Guard, first: int, benefits: Sequence[float], served: Sequence[int]) -> int:
+    """Row that the drop of a set is counted from, by its figures in the rows so far. Rows that were not
+    promoted count only where there is no other.
     """
-    eligible = [each for each in range(first, row) if promoted(folder, each)] or list(range(first, row))
+    eligible = [each for each in served if each >= first] or list(range(first, len(benefits)))
     if guard.reference == "first":
         return first
     if guard.reference == "before":
         return eligible[-1]
-    return max(eligible, key=lambda each: _benefit(folder, each, name))
+    return max(eligible, key=lambda each: benefits[each])
 
 
 def promoted(folder: RunFolder, row: int) -> bool:
     return not folder.has(row, "guard.json") or read_json(folder.stage(row) / "guard.json")["promoted"]
 
 
-def _benefit(folder: RunFolder, row: int, name: str) -> float:
-    sets = read_json(folder.stage(row) / "evaluation.json")["sets"]
-    return next(each["benefit"] for each in sets if each["name"] == name)
+def entries(
+    stream: Stream,
+    folder: RunFolder,
+    past: Sequence[Baseline],
+    answers: Callable[[EvalSet], Sequence[Answer]],
+) -> Iterator[Entry]:
+    """A decision for every guard set, one after another. `answers` are those of the model in question."""
+    for each, general, allowed, row, before in past:
+        found = decide(each, before, answers(each), allowed, stream.guard.confidence)
+        yield found | {"reference": folder.stages[row], "general": general}
 
 
 def read_answers(folder: RunFolder, row: int) -> dict[str, list[Answer]]:
@@ -133,17 +160,14 @@ def hold(life: Life, folder: RunFolder, notify: Callable[[str], None]) -> None:
     guard, row = life.stream.guard, life.stage + 1
     if guard is None:
         return
-    found = list(entries(life.stream, folder, row, lambda each: read_answers(folder, row)[each.name]))
+    now = read_answers(folder, row)
+    past = baselines(life.stream, folder, row)
+    found = list(entries(life.stream, folder, past, lambda each: now[each.name]))
     broken = [each for each in found if not holds(each, guard)]
     repair = read_json(folder.stage(row) / "repair.json") if folder.has(row, "repair.json") else None
     stage = life.stream.stages[life.stage].name
-    told = {
-        "stage": stage,
-        "promoted": not broken,
-        "sets": found,
-        "repair": repair,
-        "settings": asdict(guard),
-    }
+    told = {"stage": stage, "promoted": not broken, "sets": found, "repair": repair}
+    told["settings"] = asdict(guard)
     if not folder.has(row, "guard.json") or read_json(folder.stage(row) / "guard.json") != told:
         folder.write(row, "guard.json", told)
     if not broken:
@@ -156,7 +180,7 @@ def hold(life: Life, folder: RunFolder, notify: Callable[[str], None]) -> None:
         message += " " + _unrepaired(repair, folder.stage(row))
     raise OverBudget(
         f"{message} All is saved in {folder.path}; the same command says the same without training again. "
-        "Allow more, train the stage otherwise, or set guard.otherwise to repair or keep."
+        "Allow more, train the stage in another way, or choose another guard.otherwise (repair, keep)."
     )
 
 

@@ -13,7 +13,7 @@ at 0 nothing has changed. Groups are moved on from the common share, the deepest
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -122,7 +122,7 @@ class Segment:
         for name, value in self.after.items():
             life.params[name].copy_(value)
         if any(share != 1 for share in shares):
-            context, tuner = life.context(boundary=True), life.methods.tuner
+            context, tuner = life.context(), life.methods.tuner
             life.states["tuner"] = tuner.interpolate(
                 context, life.tuner_state, self.before, lambda name: shares[self.groups[name]]
             )
@@ -133,10 +133,10 @@ class Judge:
 
     def __init__(self, life: Life, folder: RunFolder) -> None:
         self.life, self.folder, self.count = life, folder, 0
+        self.past = guard.baselines(life.stream, folder, life.stage + 1)
 
-    def decide(self) -> Any:
-        life = self.life
-        return guard.entries(life.stream, self.folder, life.stage + 1, lambda each: self._judge(each)[1])
+    def decide(self) -> Iterator[guard.Entry]:
+        return guard.entries(self.life.stream, self.folder, self.past, lambda each: self._judge(each)[1])
 
     def new_task(self) -> list[dict[str, Any]]:
         """Figures of the sets that the stage teaches."""

@@ -116,7 +116,7 @@ class OLora(Tuner):
                 if name.endswith(".lora_B.weight"):
                     parameter.mul_(ratio(name))
                 elif not name.endswith(".lora_A.weight"):
-                    parameter.copy_(torch.lerp(before[name], parameter, ratio(name)))
+                    parameter.copy_(torch.lerp(before[name].to(parameter.device), parameter, ratio(name)))
         return state
 
     def subspaces(self, model: Model, state: State) -> dict[str, Subspace]:

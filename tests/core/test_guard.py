@@ -10,7 +10,7 @@ from guarding import guard, train
 
 from lifelong.core.axes import Answer
 from lifelong.core.composition import compose
-from lifelong.core.guard import check_guard, decide, holds, reference
+from lifelong.core.guard import baselines, check_guard, decide, entries, holds, read_answers, reference
 from lifelong.core.stream import Guard
 from lifelong.errors import OverBudget, UserError
 from lifelong.mergers.lines import Lines
@@ -86,6 +86,14 @@ def test_drop_of_a_perplexity_is_its_growth():
     assert alone["verdict"] == "undecided" and alone["low"] is None and alone["high"] is None
 
 
+def test_other_rows_are_not_compared():
+    before, after = table(1, 0, 300)
+    other = [*after[:-1], after[-1]._replace(references=("no",))]
+    for changed in (other, after[:-1]):
+        with pytest.raises(UserError, match="rows of sky are not those that it was judged by before"):
+            decide(SKY, before, changed, 0.02, 0.95)
+
+
 @pytest.mark.parametrize(("undecided", "passes"), [("refuse", False), ("promote", True)])
 def test_an_undecided_set_passes_only_where_asked(undecided, passes):
     entry = decide(SKY, *table(1, 0, 4), 0.02, 0.95)
@@ -93,15 +101,40 @@ def test_an_undecided_set_passes_only_where_asked(undecided, passes):
 
 
 @pytest.mark.parametrize(("kind", "row"), [("best", 2), ("before", 3), ("first", 1)])
-def test_reference(kind, row, tmp_path):
+def test_reference(kind, row):
     """Small drops add up: 90, 92, 91 %, then 99 % in a row that was not promoted."""
-    folder = RunFolder(tmp_path / "run", {"name": "x"}, ["a", "b", "c", "d", "e"])
-    for number, value in enumerate((0.5, 0.9, 0.92, 0.91, 0.99)):
-        folder.write(number, "evaluation.json", {"sets": [{"name": "a", "benefit": value}]})
-    folder.write(4, "guard.json", {"promoted": False})
-    assert reference(Guard(reference=kind), folder, 5, "a", first=1) == row
-    assert reference(Guard(reference="best"), folder, 5, "a", first=4) == 4  # no other row judged it
+    figures = [0.95, 0.9, 0.92, 0.91, 0.99]  # of the untrained model first, which does not count
+    assert reference(Guard(reference=kind), 1, figures, served=[0, 1, 2, 3]) == row
+    assert reference(Guard(reference=kind), 4, figures, served=[0, 1, 2, 3]) == 4  # no other row judged it
+    assert reference(Guard(reference="best"), 1, figures, served=[0, 1, 2, 3, 4]) == 4
+
+
+def test_slow_drift_is_counted_from_the_best(tmp_path):
+    """Three drops of 4 points each: by `before` every one is kept, by `best` their sum is not."""
+    made = guarding.stream()
+    made = replace(made, stages=(made.stages[0], *[replace(made.stages[1], name=n) for n in "abc"]))
+    folder = RunFolder(tmp_path / "run", {"name": "x"}, ["sky", "a", "b", "c"])
+    for number, right in enumerate((100, 200, 192, 184, 176)):
+        rows = [{"set": "sky", "prediction": "yes" if i < right else "no", "references": ["yes"],
+                 "log_likelihood": -1.0, "tokens": 1} for i in range(200)]  # fmt: skip
+        rows += [row | {"set": "farm"} for row in rows]
+        folder.write_lines(number, "answers.jsonl", rows)
+        folder.write(number, "evaluation.json", {"sets": [
+            {"name": "sky", "benefit": right / 200}, {"name": "farm", "benefit": right / 200}]})  # fmt: skip
+    verdicts = {}
+    for kind in ("before", "best"):
+        chosen = replace(made, guard=guard(reference=kind, allowed_drop_fraction=0.08))
+        for row in (2, 3, 4):
+            now = read_answers(folder, row)
+            found = next(
+                entries(chosen, folder, baselines(chosen, folder, row), lambda e, now=now: now[e.name])
+            )
+            verdicts.setdefault(kind, []).append(found["verdict"])
     folder.close()
+    assert verdicts == {"before": ["kept"] * 3, "best": ["kept", "undecided", "undecided"]}
+    (folder.path / "stages" / "002-a" / "evaluation.json").unlink()
+    with pytest.raises(UserError, match="002-a has lost its evaluation"):
+        baselines(chosen, folder, 4)
 
 
 # what follows ---------------------------------------------------------------------------------
