@@ -133,10 +133,12 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("place", ["step 1", "trial 1", "trial 4", "interrupted"])
+@pytest.mark.parametrize("place", ["step 1", "trial 4", "interrupted"])
 def test_killed_anywhere_it_ends_at_the_same_bits(whole, place, tmp_path):
     """In the second stage: before its first timed checkpoint, in the midst of the search, or by Ctrl-C."""
     name, run, _, _, rate = whole
+    if name == "o_lora" and place == "interrupted":
+        return  # another way into the same checkpoint
     heard = []
 
     def listen(event):
@@ -175,29 +177,35 @@ def test_a_damaged_end_is_trained_and_repaired_anew(whole, tmp_path):
     assert told(again.folder)["sets"] == told(run.folder)["sets"]
 
 
-def test_a_budget_that_is_kept_changes_no_bit(tmp_path):
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Without a guard."""
+    return train(tmp_path_factory.mktemp("plain") / "run", None)
+
+
+def test_a_budget_that_is_kept_changes_no_bit(plain, tmp_path):
     loose = train(tmp_path / "loose", guard(allowed_drop_fraction=0.9, **REPAIR))
-    plain = train(tmp_path / "plain", None)
     assert weights(loose.folder) == weights(plain.folder)
     assert told(loose.folder)["promoted"] and told(loose.folder)["repair"] is None
 
 
 def test_groups_of_layers(tmp_path):
     run = train(tmp_path / "run", guard(layer_groups=2, trials=4, **REPAIR))
-    common = train(tmp_path / "common", guard(trials=4, **REPAIR))
-    shares, (share,) = told(run.folder)["repair"]["shares"], told(common.folder)["repair"]["shares"]
+    found = told(run.folder)["repair"]
+    common = [each for each in found["trials"][:4] if each["broken"] is None]
+    share, shares = max(each["shares"][0] for each in common), found["shares"]
+    assert all(len(set(each["shares"])) == 1 for each in common)
     assert len(shares) == 2 and all(each >= share for each in shares) and max(shares) > share
     assert told(run.folder)["promoted"]
-    assert {tuple(each["shares"]) for each in told(run.folder)["repair"]["trials"]} >= {(share, share)}
+    assert {"shares": shares, "broken": None} in found["trials"]
 
 
-def test_no_share_keeps_an_impossible_budget(tmp_path, monkeypatch):
+def test_no_share_keeps_an_impossible_budget(plain, tmp_path, monkeypatch):
     """Every trial is told to fail: the run stops, with the weights as trained."""
     monkeypatch.setattr(repairing.guard, "holds", lambda entry, guard: False)
     with pytest.raises(OverBudget, match="No share of its update keeps every budget"):
         train(tmp_path / "run", guard(trials=2, **REPAIR))
     assert told(tmp_path / "run")["repair"]["shares"] == [0.0]
-    plain = train(tmp_path / "plain", None)
     assert weights(tmp_path / "run") == weights(plain.folder)
 
 
