@@ -27,8 +27,10 @@ _WHERE = {
     "EvalSet": "lifelong.core.stream",
     "Budget": "lifelong.core.stream",
     "Optimization": "lifelong.core.stream",
+    "Guard": "lifelong.core.stream",
     "AccuracyMatrix": "lifelong.core.matrix",
     "UserError": "lifelong.errors",
+    "OverBudget": "lifelong.errors",
 }
 _AXES = (
     "objectives", "tuners", "penalties", "replay", "mixing", "mergers", "analytic", "schedules",

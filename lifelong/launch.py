@@ -16,7 +16,8 @@ from lifelong.core import engine, evaluation
 from lifelong.core.agreement import check_head, check_kinds, check_objectives
 from lifelong.core.axes import Method
 from lifelong.core.composition import Methods, axis_of, compose
-from lifelong.core.engine import Listener, Settings
+from lifelong.core.engine import Event, Listener, Settings
+from lifelong.core.guard import check_guard
 from lifelong.core.matrix import AccuracyMatrix
 from lifelong.core.model import Model
 from lifelong.core.stream import Stage, Stream, joined
@@ -71,9 +72,9 @@ def run(
         if folder is None:
             folder = Path(stream).parent if isinstance(stream, (str, Path)) else Path()
         stream = build.stream(chosen, folder)
-    if methods.stream == "joint":
-        stream = joined(stream)
+    stream = _arranged(stream, methods, listen)
     check_objectives(stream, methods)
+    check_guard(stream, methods)
     if isinstance(model, str):
         model = load_model(chosen) if chosen else pretrained.load(model)
     check_kinds(stream, model)
@@ -85,6 +86,15 @@ def run(
     settings = replace(settings or Settings(), seed=seed)
     target = Path(output or (record and record["output"]) or "runs/run")
     return execute(model, stream, methods, target, settings, record, listen, untrained)
+
+
+def _arranged(stream: Stream, methods: Methods, listen: Listener) -> Stream:
+    """The stages as they are trained: in order, or joined. A bound is not guarded."""
+    if methods.stream != "sequence" and stream.guard is not None:
+        text = f"{methods.stream} has no earlier stages, so there is nothing to guard."
+        listen(Event("notice", 0, text=text))
+        stream = replace(stream, guard=None)
+    return joined(stream) if methods.stream == "joint" else stream
 
 
 def _one_seed(chosen: RunConfig | None) -> int:

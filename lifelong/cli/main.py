@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from lifelong.errors import UserError
+from lifelong.errors import OverBudget, UserError
 
 app = typer.Typer(
     name="lifelong",
@@ -90,15 +90,20 @@ def run(stream: Annotated[Path, typer.Argument(help="Stream file (YAML).")], cha
     from lifelong.cli.progress import stage_names, watching
     from lifelong.cli.tables import print_runs
     from lifelong.report import write_report
+    from lifelong.store.run import find_runs
 
+    output, refused = Path(chosen.resolved()["output"]), None
     leads = os.environ.get("RANK", "0") == "0"  # of several processes the first one reports
-    with watching(quiet=as_json or not leads, stages=stage_names(chosen)) as listen:
-        runs = launch.run_config(chosen, stream.parent, listen)
-    if not leads:
-        return
-    output = Path(chosen.resolved()["output"])
-    page = write_report([each.folder for each in runs], output / "report.html")
-    print_runs([each.folder for each in runs], page, as_json)
+    try:
+        with watching(quiet=as_json or not leads, stages=stage_names(chosen)) as listen:
+            folders = [each.folder for each in launch.run_config(chosen, stream.parent, listen)]
+    except OverBudget as error:
+        folders, refused = find_runs(output), error
+    if leads:
+        page = write_report(folders, output / "report.html")
+        print_runs(folders, page, as_json)
+    if refused:
+        raise refused
 
 
 @app.command(name="eval")
@@ -201,7 +206,7 @@ def interrupt(number: int, frame: Any) -> None:
 
 
 def main() -> None:
-    """Run the program; bad input prints one message and exits with status 2."""
+    """Run the program; bad input prints one message and exits with status 2, a broken budget with 3."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.warnoptions:  # what a library will change some day is no user's business
@@ -213,7 +218,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        fail(str(error))
+        fail(str(error), error.status)
     except Interrupted:
         fail("interrupted; what was saved stays. The same command goes on from the last checkpoint.")
     except MemoryError:
@@ -224,6 +229,6 @@ def main() -> None:
         fail(OUT_OF_MEMORY)
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, status: int = UserError.status) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

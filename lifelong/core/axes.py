@@ -210,10 +210,10 @@ class Tuner(Active):
         raise TypeError(f"{type(self).__name__} has no subspaces")
 
     def interpolate(
-        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
     ) -> State:
         """Keep the share `ratio(parameter name)` of what the stage changed in the weights; `before`
-        holds the trainable parameters as the stage began.
+        holds the trainable parameters as the stage began. It may read each from the disk when asked.
         """
         raise TypeError(f"{type(self).__name__} does not interpolate")
 

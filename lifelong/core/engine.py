@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 
-from lifelong.core import closed_form, evaluation, memory
+from lifelong.core import closed_form, evaluation, guard, memory, repair
 from lifelong.core.axes import Diagnostic, Progress
 from lifelong.core.composition import Methods
 from lifelong.core.feeding import lengths, next_rows, remember
@@ -95,6 +95,8 @@ def train(
                 stop.check(folder)
             if index == life.stage and not folder.judged(index + 1):
                 judge(life, index + 1)
+            if index == life.stage:
+                guard.hold(life, folder, noticing(listen, index + 1))
     accelerator.end_training()
     return evaluation.summarise(stream, folder)
 
@@ -137,6 +139,7 @@ def train_stage(
     """One stage, from its beginning or from the checkpoint that `life` was restored from."""
     if index > life.stage:
         life.begin_stage(index, stage)
+        repair.remember(life, folder)
     plan = Plan(lengths(life), stage.optimization, stage.budget, settings.seed, index)
     folder.forget(index + 1)
     meter = Meter(life.spent, stage.budget.seconds, plan.num_steps, life.model.device)
@@ -178,11 +181,24 @@ def train_stage(
             saved = time.monotonic()
             stop.check(folder)
 
+    end_stage(life, folder, meter, listen, stop)
+
+
+def end_stage(life: Life, folder: RunFolder, meter: "Meter", listen: Listener, stop: "Stop") -> None:
+    """The budgets are kept, the methods take in what was taught, and all is saved."""
+    index = life.stage
     life.spent = meter.totals()
+    folder.discard(index + 1, "evaluation.json", "repair.json", "guard.json")
+    meter.beside(lambda: repair.repair(life, folder, noticing(listen, index + 1), lambda: stop.check(folder)))
     closed_form.learn(life)
     life.end_stage()
+    life.spent = meter.totals()  # what the methods took in counts as well
     folder.flush_log()
     folder.save(index, None, *life.snapshot())
+
+
+def noticing(listen: Listener, stage: int) -> Callable[[str], None]:
+    return lambda text: listen(Event("notice", stage, text=text))
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:

@@ -185,15 +185,19 @@ def metrics_of(matrix: AccuracyMatrix) -> list[dict[str, Any]]:
     return found
 
 
+def lost(folder: RunFolder, row: int) -> UserError:
+    return UserError(
+        f"{folder.stage(row)} has lost its evaluation, though later stages have theirs. Remove it and the "
+        "folders of all later stages, and run the same command again."
+    )
+
+
 def summarise(stream: Stream, folder: RunFolder) -> dict[str, Any]:
     """Write and return summary.json from the evaluations in the folder."""
     done = [row for row in range(len(stream.stages) + 1) if folder.has(row, "evaluation.json")]
     for row, next_row in zip(done, done[1:], strict=False):
         if next_row > row + 1:
-            raise UserError(
-                f"{folder.stage(row + 1)} has lost its evaluation, though later stages have theirs. Remove "
-                "it and the folders of all later stages, and run the same command again."
-            )
+            raise lost(folder, row + 1)
     evaluations = [read_json(folder.stage(row) / "evaluation.json") for row in done]
     if not evaluations:
         raise UserError(f"{folder.path} holds no evaluation yet.")

@@ -1,11 +1,11 @@
 """Stage and stream: what comes, in which order, and what is evaluated throughout."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
 
 from lifelong.core.axes import AnswerMetric, Objective, Row, Schedule
-from lifelong.core.settings import Range, check
+from lifelong.core.settings import Range, check, misfit
 from lifelong.errors import UserError
 
 
@@ -56,6 +56,36 @@ class EvalSet:
     labels: tuple[str, ...] = ()  # candidate answers, where the task has a closed set
 
 
+Drop = Annotated[float, Range(0, 1, open_low=True)]  # share of rows; of a perplexity, its relative growth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What must not be lost. A set without a budget (None) is not guarded."""
+
+    allowed_drop_fraction: Drop | None = 0.02  # of each set whose stage has ended before
+    general_drop_fraction: Drop | None = 0.03  # of each general set
+    sets: Mapping[str, float | None] = field(default_factory=dict)  # budgets of single sets, by name
+    otherwise: Literal["stop", "repair", "keep"] = "stop"  # what follows where a budget is broken
+    undecided: Literal["refuse", "promote"] = "refuse"  # a set that is too small to tell
+    reference: Literal["best", "before", "first"] = "best"  # drops are counted from this row of the matrix
+    confidence: Annotated[float, Range(0.5, 1, open_high=True)] = 0.95  # of the interval of a drop
+    layer_groups: Annotated[int, Range(1)] = 1  # that a repair moves apart, by depth; 1: the whole model
+    trials: Annotated[int, Range(1)] = 6  # halvings in a repair, for each group
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name, value in self.sets.items():
+            problem = misfit(value, Drop | None)
+            if problem:
+                raise UserError(f"Guard.sets: the budget of `{name}` must be {problem}; got {value!r}.")
+
+    def budget(self, name: str, general: bool) -> float | None:
+        """Allowed drop of a set."""
+        usual = self.general_drop_fraction if general else self.allowed_drop_fraction
+        return self.sets.get(name, usual)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One step of a life: training rows, what judges them, an objective, a budget."""
@@ -78,6 +108,7 @@ class Stream:
     general: tuple[EvalSet, ...] = ()  # never trained: what the model must keep
     candidates: str = "task"  # "task": a row is answered among its own task's labels; "seen":
     # among the labels of all stages trained so far; "all": among every label of the stream
+    guard: Guard | None = None
 
     def columns(self) -> list[tuple[int, EvalSet]]:
         """(index of the stage that teaches it, evaluation set), in stream order."""

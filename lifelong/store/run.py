@@ -5,6 +5,7 @@
     log.jsonl                        one line per optimiser step
     stages/000-untrained/            evaluation.json, answers.jsonl
     stages/001-<name>/               checkpoint/ (weights and states), cost.json, evaluation.json, ...
+                                     guard.json: was it promoted; repair.json: which share was kept
     checkpoints/001-000120/          inside a stage: index of the stage and steps made
     summary.json                     accuracy matrix, metrics, what was visible at test time
 
@@ -128,6 +129,11 @@ class RunFolder:
     def write(self, index: int, name: str, value: Any) -> None:
         write_json(self.stage(index) / name, sealed(value))
 
+    def discard(self, index: int, *names: str) -> None:
+        """Remove files of a row that is made anew."""
+        for name in names:
+            (self.stage(index) / name).unlink(missing_ok=True)
+
     def write_summary(self, value: Any) -> None:
         write_json(self.path / "summary.json", sealed(value))
 
@@ -164,17 +170,20 @@ class RunFolder:
     # checkpoints ----------------------------------------------------------------------------
 
     def save(self, stage: int, step: int | None, tensors: dict[str, Any], tree: Any) -> None:
-        """Write a checkpoint: at a stage's end (step None) or inside it. `stage` counts from 0."""
+        """Write a checkpoint: at a stage's end (step None) or inside it. `stage` counts from 0. One of
+        step 0 stays until the stage ends.
+        """
         from safetensors.torch import save_file
 
-        target = self._inside(stage, step) if step is not None else self.end(stage).folder
+        target = self.inside(stage, step) if step is not None else self.end(stage).folder
         with whole_folder(target) as folder:
             save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.safetensors")
             (folder / "state.json").write_text(json.dumps(tree), encoding="utf-8")
             parts = {name: flushed_checksum(folder / name) for name in PARTS}
             manifest = sealed({"format": FORMAT, "run": self.fingerprint, "parts": parts})
             (folder / "manifest.json").write_text(json.dumps(manifest))
-        _remove(self._inner(stage)[: -self.keep] if step is not None else self._inner())
+        later = [each for each in self._inner(stage) if each.step]
+        _remove(later[: -self.keep] if step is not None else self._inner())
 
     def load(self, position: Position) -> tuple[dict[str, Any], Any]:
         return load_checkpoint(position)
@@ -198,7 +207,8 @@ class RunFolder:
         """Where the checkpoint of a finished stage lies. `stage` counts from 0."""
         return Position(stage, None, self.stage(stage + 1) / "checkpoint")
 
-    def _inside(self, stage: int, step: int) -> Path:
+    def inside(self, stage: int, step: int) -> Path:
+        """Folder of a checkpoint inside a stage."""
         return self.path / "checkpoints" / f"{stage + 1:03d}-{step:09d}"
 
     def _inner(self, stage: int | None = None) -> list[Position]:
@@ -265,7 +275,7 @@ class Follower(RunFolder):
     def _nothing(self, *content: Any) -> None:
         pass
 
-    write = write_summary = write_environment = write_evaluation = take_over = forget = _nothing
+    write = write_summary = write_environment = write_evaluation = take_over = forget = discard = _nothing
     save = log = flush_log = cut_log = close = _nothing
 
 
@@ -320,6 +330,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     found["diagnostics"] = [
         read_json(s / "diagnostics.json") for s in stages if (s / "diagnostics.json").exists()
     ]
+    found["guards"] = [read_json(s / "guard.json") for s in stages if (s / "guard.json").exists()]
     return found
 
 

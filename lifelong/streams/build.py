@@ -8,7 +8,7 @@ from lifelong.core import composition, discover
 from lifelong.core.axes import AnswerMetric, Diagnostic, Method, Objective, Row, Schedule
 from lifelong.core.encoding import check_columns
 from lifelong.core.settings import build
-from lifelong.core.stream import Budget, EvalSet, Optimization, Stage, Stream
+from lifelong.core.stream import Budget, EvalSet, Guard, Optimization, Stage, Stream
 from lifelong.errors import UserError, nearest
 from lifelong.streams import plain_yaml
 from lifelong.streams.config import (
@@ -100,7 +100,8 @@ def stream(config: RunConfig, folder: str | Path) -> Stream:
     for i, name in enumerate(names):
         if name in names[:i]:
             raise UserError(f"two evaluation sets are called `{name}`; rename one.")
-    return Stream(stages=stages, general=general, candidates=config.candidates)
+    guard = None if config.guard is None else Guard(**config.guard.model_dump())
+    return Stream(stages=stages, general=general, candidates=config.candidates, guard=guard)
 
 
 def _stage(config: RunConfig, choice: StageChoice, folder: Path) -> Stage:

@@ -4,8 +4,8 @@
 `model: {name: smollm2}`), so that the record (`resolved`) has one form and reads back as itself.
 Needs no torch: a mistake in the file is told at once.
 
-Defaults and ranges of `Training` are those of `core.stream`, which cannot be read without torch;
-a test holds the two together.
+Defaults and ranges of `Training` and `GuardChoice` are those of `core.stream`, which cannot be read
+without torch; a test holds the two together.
 """
 
 import hashlib
@@ -33,6 +33,7 @@ LABELS = (  # change no number
 )  # fmt: skip
 Settings = dict[str, Any]
 Positive = Range(0, open_low=True)
+Drop = Annotated[float, Range(0, 1, open_low=True)]
 
 
 def choose(axes: tuple[str, ...], value: Any) -> dict[str, Settings]:
@@ -131,6 +132,20 @@ class GeneralSet(Part):
     labels: Labels | None = None
 
 
+class GuardChoice(Part):
+    """What must not be lost; defaults and ranges are those of `core.stream.Guard`."""
+
+    allowed_drop_fraction: Drop | None = 0.02
+    general_drop_fraction: Drop | None = 0.03
+    sets: dict[str, Drop | None] = {}
+    otherwise: Literal["stop", "repair", "keep"] = "stop"
+    undecided: Literal["refuse", "promote"] = "refuse"
+    reference: Literal["best", "before", "first"] = "best"
+    confidence: Annotated[float, Range(0.5, 1, open_high=True)] = 0.95
+    layer_groups: Annotated[int, Range(1)] = 1
+    trials: Annotated[int, Range(1)] = 6
+
+
 class Training(Part):
     """What a stage may set and `defaults` may set for all."""
 
@@ -198,6 +213,7 @@ class RunConfig(Part):
     defaults: Training = Training()
     stages: tuple[StageChoice, ...]
     general: tuple[GeneralSet, ...] = ()
+    guard: GuardChoice | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
@@ -251,6 +267,8 @@ class RunConfig(Part):
         """Plain JSON with every default written out; reads back as an equal configuration."""
         record = self.model_dump(mode="json", exclude={"stages", "defaults"}, exclude_none=True)
         record["output"] = self.output or f"runs/{self.name}"
+        if self.guard is not None:
+            record["guard"] = self.guard.model_dump(mode="json")  # null means: not guarded
         if self.seeds is not None:
             del record["seed"]
         record["stages"] = [

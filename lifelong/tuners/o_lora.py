@@ -11,7 +11,7 @@ copy, in float32, rounded once), so that a step costs the same in stage 50 as in
 dropout acts on the new pair only. Export writes one adapter of rank R + rank.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -108,7 +108,7 @@ class OLora(Tuner):
         return found
 
     def interpolate(
-        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
     ) -> State:
         """The stage's update is scale * B A with a fresh pair, so a share of it is a share of B."""
         with torch.no_grad():
@@ -116,7 +116,7 @@ class OLora(Tuner):
                 if name.endswith(".lora_B.weight"):
                     parameter.mul_(ratio(name))
                 elif not name.endswith(".lora_A.weight"):
-                    parameter.copy_(torch.lerp(before[name], parameter, ratio(name)))
+                    parameter.copy_(torch.lerp(before[name].to(parameter.device), parameter, ratio(name)))
         return state
 
     def subspaces(self, model: Model, state: State) -> dict[str, Subspace]:

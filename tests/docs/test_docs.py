@@ -240,7 +240,7 @@ NAMES = [
     (config.Diagnostic, "one diagnostic"),
     (config.MethodList, "one method or a list"), (config.StageChoice, "stage"),
     (config.GeneralSet, "general set"), (config.Training, "stage settings"), (config.ModelChoice, "model"),
-    (config.Source, "source"),
+    (config.Source, "source"), (config.GuardChoice, "guard"),
 ]  # fmt: skip
 INHERITED = {config.StageChoice: config.Training, config.EvalSource: config.Source}
 
@@ -253,7 +253,8 @@ def default(field):
 
 
 @pytest.mark.parametrize("cls", [config.RunConfig, config.ModelChoice, config.StageChoice, config.Training,
-                                 config.Source, config.EvalSource, config.GeneralSet])  # fmt: skip
+                                 config.Source, config.EvalSource, config.GeneralSet,
+                                 config.GuardChoice])  # fmt: skip
 def test_every_key_is_described_with_type_default_and_range(cls):
     text = (DOCS / "stream.md").read_text("utf-8").partition(f"<!-- keys: {cls.__name__} -->\n")[2]
     rows = text.partition("\n\n")[0].splitlines()[2:]
