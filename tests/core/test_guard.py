@@ -118,7 +118,7 @@ def test_slow_drift_is_counted_from_the_best(tmp_path):
         rows = [{"set": "sky", "prediction": "yes" if i < right else "no", "references": ["yes"],
                  "log_likelihood": -1.0, "tokens": 1} for i in range(200)]  # fmt: skip
         rows += [row | {"set": "farm"} for row in rows]
-        folder.write_lines(number, "answers.jsonl", rows)
+        folder.write_evaluation(number, {}, rows)
         folder.write(number, "evaluation.json", {"sets": [
             {"name": "sky", "benefit": right / 200}, {"name": "farm", "benefit": right / 200}]})  # fmt: skip
     verdicts = {}
