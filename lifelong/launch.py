@@ -12,13 +12,13 @@ import torch
 
 from lifelong import __version__
 from lifelong.core import engine, evaluation
-from lifelong.core.agreement import check_head, check_kinds, check_objectives
+from lifelong.core.agreement import check_erasure, check_head, check_kinds, check_objectives
 from lifelong.core.axes import Method
-from lifelong.core.composition import Methods, axis_of, compose
+from lifelong.core.composition import Methods, Order, axis_of, compose
 from lifelong.core.engine import Listener, Settings
 from lifelong.core.matrix import AccuracyMatrix
 from lifelong.core.model import Model
-from lifelong.core.stream import Stage, Stream, joined
+from lifelong.core.stream import Stage, Stream, joined, without_erased
 from lifelong.errors import UserError
 from lifelong.models import compute, pretrained, restore
 from lifelong.models.judge import judge_stream
@@ -68,9 +68,9 @@ def run(
         if folder is None:
             folder = Path(stream).parent if isinstance(stream, (str, Path)) else Path()
         stream = build.stream(chosen, folder)
-    if methods.stream == "joint":
-        stream = joined(stream)
+    stream = _arranged(stream, methods.stream)
     check_objectives(stream, methods)
+    check_erasure(stream, methods)
     if isinstance(model, str):
         model = load_model(chosen) if chosen else pretrained.load(model)
     check_kinds(stream, model)
@@ -82,6 +82,13 @@ def run(
     settings = replace(settings or Settings(), seed=seed)
     target = Path(output or (record and record["output"]) or "runs/run")
     return execute(model, stream, methods, target, settings, record, listen)
+
+
+def _arranged(stream: Stream, order: Order) -> Stream:
+    """A bound retrains: it is trained as if rows that the stream erases had never been in it."""
+    if order == "sequence":
+        return stream
+    return joined(without_erased(stream)) if order == "joint" else without_erased(stream)
 
 
 def _one_seed(chosen: RunConfig | None) -> int:
@@ -228,6 +235,7 @@ def _about_stage(stage: Stage) -> dict[str, Any]:
         "num_eval_rows": sum(len(each.rows) for each in stage.evals),
         "objective": {"name": _id(stage.objective), "settings": asdict(stage.objective)},
         "labels": list(stage.labels),
+        "erases": asdict(stage.erases) if stage.erases else None,
         "budget": {k: v for k, v in asdict(stage.budget).items() if v is not None},
         "optimization": asdict(replace(stage.optimization, schedule=None)) | {
             "schedule": {"name": _id(stage.optimization.schedule), **asdict(stage.optimization.schedule)}},

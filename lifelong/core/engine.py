@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from lifelong.core import closed_form, evaluation, memory
 from lifelong.core.axes import Diagnostic, Progress
 from lifelong.core.composition import Methods
-from lifelong.core.feeding import lengths, next_rows, remember
+from lifelong.core.feeding import drop_erased, lengths, next_rows, remember
 from lifelong.core.gradients import gradients
 from lifelong.core.life import Life, derive
 from lifelong.core.model import Model
@@ -106,6 +106,7 @@ def train_stage(
     """One stage, from its beginning or from the checkpoint that `life` was restored from."""
     if index > life.stage:
         life.begin_stage(index, stage)
+        drop_erased(life)
     plan = Plan(lengths(life), stage.optimization, stage.budget, settings.seed, index)
     folder.cut_log(index, life.step)
     meter = Meter(life.spent, stage.budget.seconds, plan.num_steps, life.model.device)
