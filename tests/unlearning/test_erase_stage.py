@@ -1,7 +1,9 @@
 """Erase stages in the engine: the memory, exact learners, bounds, the matrix, and what is refused."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tiny
@@ -17,6 +19,7 @@ from lifelong.core.stream import Stream, joined, without_erased
 from lifelong.errors import UserError
 from lifelong.models import restore
 from lifelong.penalties.lwf import Lwf
+from lifelong.streams import builtin, config
 from lifelong.tuners.lora import Lora
 from lifelong.tuners.o_lora import OLora
 
@@ -257,3 +260,26 @@ def test_penalties_on_answers_hold_the_remaining_rows_alone(tmp_path):
         lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
         assert all(("lwf" in line["penalties"]) == there for line in lines if line["stage"] == 2)
         assert any("lwf" in line["penalties"] for line in lines if line["stage"] == 1)
+
+
+def test_the_example_of_the_page_runs(tmp_path):
+    """With a tiny model and few rows; the request names three reviews by their text."""
+    page = (Path(__file__).resolve().parents[2] / "docs/stream.md").read_text(encoding="utf-8")
+    (text,) = [each for each in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "erase:" in each]
+    model = tiny.model("llama")
+    model.network.save_pretrained(tmp_path / "model")
+    model.processor.save_pretrained(tmp_path / "model")
+    (tmp_path / "stream.yaml").write_text(text)
+    reviews = builtin.path("embedded:reviews.train.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/requests.jsonl").write_text("\n".join(reviews[:3]))
+    limits = [f"stages.{name}.train.limit=24" for name in ("mail", "reviews")]
+    changes = [f"model={tmp_path / 'model'}", f"output={tmp_path / 'run'}", "precision=float32", *limits,
+               "stages.mail.eval.limit=8", "stages.reviews.eval.limit=4"]  # fmt: skip
+    (run,) = launch.run_config(config.read(tmp_path / "stream.yaml", changes), tmp_path)
+    matrix = run.matrix
+    assert matrix.columns == ("mail", "mail.forget_spam", "reviews", "forget_some")
+    assert matrix.taught == (0, 0, 1, 1) and matrix.erased == (None, 2, None, 3)
+    assert None not in (matrix.erased_accuracy, matrix.erasure_gap, matrix.retained_accuracy)
+    stages = json.loads((run.folder / "config.json").read_text())["stages"]
+    assert stages[2]["erases"]["stage"] == "mail" and stages[3]["erases"]["places"] == [0, 1, 2]
