@@ -17,7 +17,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lifelong.core.stream import joined
 from lifelong.errors import UserError
 from lifelong.store.files import write_json
 from lifelong.store.run import UNTRAINED
@@ -61,12 +60,11 @@ def run(bench: Bench, listen: Callable[[Told], None] = lambda told: None) -> Non
 
 def check(bench: Bench) -> None:
     """Raise UserError for a run that cannot work, before any is begun; weights are not read."""
-    from lifelong.core.agreement import check_objectives
+    from lifelong.launch import planned
 
     for cell in bench.cells:
         try:
-            methods, stream = build.methods(cell.chosen.method), build.stream(cell.chosen, bench.folder)
-            check_objectives(joined(stream) if methods.stream == "joint" else stream, methods)
+            planned(build.stream(cell.chosen, bench.folder), build.methods(cell.chosen.method))
         except UserError as error:
             raise UserError(f"{cell.label}, order {cell.order}: {error}") from None
 

@@ -13,14 +13,14 @@ from accelerate import PartialState
 
 from lifelong import __version__
 from lifelong.core import engine, evaluation
-from lifelong.core.agreement import check_head, check_kinds, check_objectives
+from lifelong.core.agreement import check_erasure, check_head, check_kinds, check_objectives
 from lifelong.core.axes import Method
 from lifelong.core.composition import Methods, axis_of, compose
 from lifelong.core.engine import Event, Listener, Settings
 from lifelong.core.guard import check_guard
 from lifelong.core.matrix import AccuracyMatrix
 from lifelong.core.model import Model
-from lifelong.core.stream import Stage, Stream, joined
+from lifelong.core.stream import Stage, Stream, joined, without_erased
 from lifelong.errors import UserError
 from lifelong.models import compute, pretrained, restore
 from lifelong.models.judge import judge_stream
@@ -72,9 +72,7 @@ def run(
         if folder is None:
             folder = Path(stream).parent if isinstance(stream, (str, Path)) else Path()
         stream = build.stream(chosen, folder)
-    stream = _arranged(stream, methods, listen)
-    check_objectives(stream, methods)
-    check_guard(stream, methods)
+    stream = planned(stream, methods, listen)
     if isinstance(model, str):
         model = load_model(chosen) if chosen else pretrained.load(model)
     check_kinds(stream, model)
@@ -88,12 +86,24 @@ def run(
     return execute(model, stream, methods, target, settings, record, listen, untrained)
 
 
-def _arranged(stream: Stream, methods: Methods, listen: Listener) -> Stream:
-    """The stages as they are trained: in order, or joined. A bound is not guarded."""
-    if methods.stream != "sequence" and stream.guard is not None:
+def planned(stream: Stream, methods: Methods, listen: Listener = lambda event: None) -> Stream:
+    """The stages as they are trained: in order, or joined. UserError where that is seen to fail without
+    the weights.
+    """
+    stream = stream if methods.stream == "sequence" else _bound(stream, methods, listen)
+    check_objectives(stream, methods)
+    check_erasure(stream, methods)
+    check_guard(stream, methods)
+    return stream
+
+
+def _bound(stream: Stream, methods: Methods, listen: Listener) -> Stream:
+    """A bound is not guarded, and it retrains: as if rows that the stream erases had never been in it."""
+    if stream.guard is not None:
         text = f"{methods.stream} has no earlier stages, so there is nothing to guard."
         listen(Event("notice", 0, text=text))
         stream = replace(stream, guard=None)
+    stream = without_erased(stream)
     return joined(stream) if methods.stream == "joint" else stream
 
 
@@ -249,6 +259,7 @@ def _about_stage(stage: Stage) -> dict[str, Any]:
         "num_eval_rows": sum(len(each.rows) for each in stage.evals),
         "objective": {"name": _id(stage.objective), "settings": asdict(stage.objective)},
         "labels": list(stage.labels),
+        "erases": asdict(stage.erases) if stage.erases else None,
         "budget": {k: v for k, v in asdict(stage.budget).items() if v is not None},
         "optimization": asdict(replace(stage.optimization, schedule=None)) | {
             "schedule": {"name": _id(stage.optimization.schedule), **asdict(stage.optimization.schedule)}},

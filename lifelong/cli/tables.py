@@ -18,6 +18,7 @@ QUESTIONS = {
     "mixing": "in which proportions rows are drawn",
     "mergers": "what happens between stages",
     "analytic": "what has a closed form",
+    "unlearning": "how rows are forgotten",
     "schedules": "how fast",
     "diagnostics": "what changed inside",
     "metrics": "how a model is judged",

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from lifelong.core import closed_form, evaluation, guard, memory, repair
 from lifelong.core.axes import Diagnostic, Progress
 from lifelong.core.composition import Methods
-from lifelong.core.feeding import lengths, next_rows, remember
+from lifelong.core.feeding import drop_erased, lengths, next_rows, remember
 from lifelong.core.gradients import gradients
 from lifelong.core.life import Life, derive
 from lifelong.core.model import Model
@@ -140,6 +140,7 @@ def train_stage(
     if index > life.stage:
         life.begin_stage(index, stage)
         repair.remember(life, folder)
+        drop_erased(life)
     plan = Plan(lengths(life), stage.optimization, stage.budget, settings.seed, index)
     folder.forget(index + 1)
     meter = Meter(life.spent, stage.budget.seconds, plan.num_steps, life.model.device)

@@ -97,13 +97,16 @@ def measure(
 
 
 def glance(life: Life) -> dict[str, float]:
-    """Figures, more is better, of the sets whose stage has begun, in the midst of a stage."""
+    """Figures, more is better, of the sets whose stage has begun, in the midst of a stage; not of those
+    that are being erased or have been.
+    """
     stream, row = life.stream, life.stage + 1
+    current = stream.current(row)
     with life.autocast(), life.serving():
         return {
             each.name: judge(life.model, each, candidates(stream, each, row))[0]["benefit"]
-            for task, each in stream.columns()
-            if task <= life.stage
+            for _, each in stream.columns()
+            if each.name in current
         }
 
 
@@ -118,7 +121,8 @@ def history(
         for line in log:
             if line["stage"] == index and "values" in line and line["step"] + 1 < steps:
                 found.append({"stage": index, "step": line["step"] + 1, "values": line["values"]})
-        values = {s["name"]: s["benefit"] for s in sets if not s["general"] and s["task"] <= index}
+        current = stream.current(index + 1)
+        values = {s["name"]: s["benefit"] for s in sets if not s["general"] and s["name"] in current}
         found.append({"stage": index, "step": steps, "values": values})
     return found
 
@@ -168,6 +172,7 @@ def matrix_of(stream: Stream, evaluations: Sequence[dict[str, Any]]) -> Accuracy
         values=tuple(tuple(row) for row in table[1:]),
         untrained=tuple(table[0]),
         taught=tuple(task for task, _ in columns),
+        erased=tuple(stream.erased_from(each) for _, each in columns),
         sizes=tuple(len(each.rows) for _, each in columns),
         units=tuple(each.metric.unit for _, each in columns),
         general=tuple(general),

@@ -54,6 +54,15 @@ class EvalSet:
     objective: Objective
     metric: AnswerMetric
     labels: tuple[str, ...] = ()  # candidate answers, where the task has a closed set
+    erased_by: str = ""  # name of the stage that erases what these rows ask for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erasure:
+    """What an erase stage takes back: rows of an earlier stage."""
+
+    stage: str  # its name
+    places: tuple[int, ...]  # of the rows to be forgotten, among its rows
 
 
 Drop = Annotated[float, Range(0, 1, open_low=True)]  # share of rows; of a perplexity, its relative growth
@@ -88,7 +97,9 @@ class Guard:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One step of a life: training rows, what judges them, an objective, a budget."""
+    """One step of a life: training rows, what judges them, an objective, a budget. In an erase stage the
+    rows are those to be forgotten: the rows at `erases.places`, and maybe others like them.
+    """
 
     name: str
     rows: Sequence[Row]
@@ -98,6 +109,7 @@ class Stage:
     optimization: Optimization
     labels: tuple[str, ...] = ()
     parts: tuple["Stage", ...] = ()  # the stages that were joined into this one
+    erases: Erasure | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +126,52 @@ class Stream:
         """(index of the stage that teaches it, evaluation set), in stream order."""
         return [(i, each) for i, stage in enumerate(self.stages) for each in stage.evals]
 
+    def erased_from(self, each: EvalSet) -> int | None:
+        """Index of the stage from which on an evaluation set asks for what was erased; 0 in a stream of
+        which these rows never were a part.
+        """
+        names = [stage.name for stage in self.stages]
+        if not each.erased_by:
+            return None
+        return names.index(each.erased_by) if each.erased_by in names else 0
+
+    def current(self, row: int) -> list[str]:
+        """Evaluation sets of what the first `row` stages teach and do not erase again."""
+        gone = [self.erased_from(each) for _, each in self.columns()]
+        columns = zip(self.columns(), gone, strict=True)
+        return [each.name for (task, each), e in columns if task < row and (e is None or e >= row)]
+
     def labels(self, stages: int | None = None) -> tuple[str, ...]:
         """All labels of the first `stages` stages, in the order in which they appear."""
         return tuple(dict.fromkeys(label for stage in self.stages[:stages] for label in stage.labels))
+
+
+def without_erased(stream: Stream) -> Stream:
+    """The stream as it would be if rows that it erases had never been in it: what retraining trains.
+
+    The columns stay. Those of a stage that has no row left go to a neighbour, since no model is
+    trained that is theirs.
+    """
+    gone: dict[str, set[int]] = {}
+    for stage in stream.stages:
+        if stage.erases is not None:
+            gone.setdefault(stage.erases.stage, set()).update(stage.erases.places)
+    kept: list[Stage] = []
+    homeless: tuple[EvalSet, ...] = ()
+    for stage in stream.stages:
+        rows = [row for i, row in enumerate(stage.rows) if i not in gone.get(stage.name, ())]
+        if stage.erases is not None:
+            continue
+        if rows:
+            kept.append(replace(stage, rows=rows, evals=homeless + stage.evals))
+            homeless = ()
+        elif kept:
+            kept[-1] = replace(kept[-1], evals=kept[-1].evals + stage.evals)
+        else:
+            homeless += stage.evals
+    if not kept:
+        raise UserError("every row of the stream is erased in it, so that nothing is left to train.")
+    return replace(stream, stages=tuple(kept))
 
 
 def joined(stream: Stream) -> Stream:

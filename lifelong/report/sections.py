@@ -12,7 +12,7 @@ from lifelong.report.compare import RATIOS, Run, finished, is_percent, metrics, 
 
 LOSS_POINTS = 400  # per curve
 ORDER = ("average_accuracy", "forgetting", "worst_forgetting", "backward_transfer", "forward_transfer")
-DIFFERENCES = ("forgetting", "worst_forgetting", "backward_transfer", "forward_transfer")
+DIFFERENCES = ("forgetting", "worst_forgetting", "backward_transfer", "forward_transfer", "erasure_gap")
 
 
 def figures(run: Run) -> list[dict[str, str]]:
@@ -53,6 +53,7 @@ def heat_map(run: Run) -> dict[str, Any] | None:
     percent = is_percent(run)
     low, high = (0.0, 1.0) if percent else (min(known, default=0.0), max(known, default=1.0))
     first = 0 if matrix["untrained"] else 1
+    since = matrix["erased"] or [None] * len(matrix["columns"])
 
     def cell(row: int, column: int, value: float | None) -> dict[str, Any]:
         share = 0.5 if value is None or high == low else (value - low) / (high - low)
@@ -60,12 +61,14 @@ def heat_map(run: Run) -> dict[str, Any] | None:
             "text": formats.score(value, percent),
             "step": None if value is None else step_of(share),
             "taught": matrix["taught"][column] + 1 == row,
+            "erased": since[column] is not None and since[column] < row,
         }
 
     names = [f"{k} {row['stage']}" if k else "untrained" for k, row in enumerate(run["evaluations"])]
     return {
         "columns": matrix["columns"],
         "percent": percent,
+        "erases": any(each is not None for each in since),
         "rows": [
             {"name": names[k], "cells": [cell(k, i, value) for i, value in enumerate(row)]}
             for k, row in enumerate(rows, start=first)

@@ -25,7 +25,7 @@ from lifelong.core.settings import Range, misfit
 from lifelong.errors import UserError, nearest
 from lifelong.streams import builtin, mistakes, overrides, plain_yaml
 
-METHOD_AXES = ("tuners", "penalties", "replay", "mixing", "mergers", "analytic", "recipes")
+METHOD_AXES = ("tuners", "penalties", "replay", "mixing", "mergers", "analytic", "unlearning", "recipes")
 BUDGET = ("epochs", "steps", "tokens", "seconds")
 BATCH = ("batch_size", "batch_tokens")
 LABELS = (  # change no number
@@ -166,10 +166,28 @@ class Training(Part):
     sort_by_length: bool = True
 
 
+class Erase(Source):
+    """Which rows of an earlier stage an erase stage takes back."""
+
+    path: str | None = None  # rows given explicitly
+    stage: str
+    labels: Labels | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Erase":
+        reading = [k for k, f in Source.model_fields.items() if k != "path" and getattr(self, k) != f.default]
+        if self.path is None and reading:
+            raise UserError(f"`{reading[0]}` says how a file of rows is read; give its `path` too.")
+        if self.path is not None and self.labels is not None:
+            raise UserError("give `labels` or `path`, not both; with neither the whole stage is erased.")
+        return self
+
+
 class StageChoice(Training):
     name: str
-    train: Annotated[Source, BeforeValidator(partial(_named, "path"))]
-    eval: dict[str, EvalSource]
+    train: Annotated[Source, BeforeValidator(partial(_named, "path"))] | None = None
+    erase: Annotated[Erase, BeforeValidator(partial(_named, "stage"))] | None = None
+    eval: dict[str, EvalSource] = {}
     labels: Labels | None = None
 
     @model_validator(mode="before")
@@ -186,11 +204,23 @@ class StageChoice(Training):
             if len(set(stems)) < len(stems):
                 raise UserError("eval: two files of the same name; write a mapping of names to files.")
             given = dict(zip(stems, paths, strict=True))
-        if given in (None, {}):
+        if given in (None, {}) and raw.get("erase") is None:
             raise UserError("eval: name at least one file.")
         if isinstance(given, dict):
             given = {name: _named("path", each) for name, each in given.items()}
         return {**raw, "eval": given}
+
+    @model_validator(mode="after")
+    def _trains_or_erases(self) -> "StageChoice":
+        if (self.train is None) == (self.erase is None):
+            raise UserError("give `train`, rows to learn, or `erase`, rows to forget; exactly one of them.")
+        if self.erase is None and not self.eval:
+            raise UserError("`eval` is missing.")
+        for key in ("objective", "labels") if self.erase is not None else ():
+            if getattr(self, key) is not None:
+                raise UserError(f"{key}: a stage that erases has the {key} of the stage that it erases from; "
+                                "leave it out.")  # fmt: skip
+        return self
 
 
 class RunConfig(Part):
@@ -232,6 +262,8 @@ class RunConfig(Part):
                 if name in names[:i]:
                     raise UserError(f"{group}[{i}].name: `{name}` is taken; names must differ.")
         for i, stage in enumerate(self.stages):
+            if stage.erase is not None:
+                self._check_erased(i, stage.erase.stage)
             merged = self.training(stage)
             if all(merged[key] is None for key in BUDGET):
                 raise UserError(f"stages[{i}]: no budget. Give {', '.join(BUDGET[:-1])} or {BUDGET[-1]}, "
@@ -241,6 +273,16 @@ class RunConfig(Part):
                     f"stages[{i}]: give exactly one of batch_size (rows) and batch_tokens (positions)."
                 )
         return self
+
+    def _check_erased(self, index: int, name: str) -> None:
+        """Raise UserError unless an earlier stage that trains is called `name`."""
+        where, every = f"stages[{index}].erase.stage", [each.name for each in self.stages]
+        if name not in every:
+            raise UserError(f"{where}: no stage is called `{name}`.{nearest(name, every)}")
+        if every.index(name) >= index:
+            raise UserError(f"{where}: `{name}` comes later; only what was taught before can be erased.")
+        if self.stages[every.index(name)].train is None:
+            raise UserError(f"{where}: `{name}` erases rows itself; name the stage that taught them.")
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -261,6 +303,8 @@ class RunConfig(Part):
                 if own & set(group):
                     merged |= {key: values[key] if key in own else None for key in group}
             merged |= {key: value for key, value in values.items() if key in own or key not in merged}
+        if stage.erase is not None:
+            merged["objective"] = None  # that of the stage that it erases from
         return {key: merged[key] for key in Training.model_fields}
 
     def resolved(self) -> Settings:

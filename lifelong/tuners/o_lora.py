@@ -40,6 +40,7 @@ class OLora(Tuner):
     persistent: ClassVar[bool] = False
     has_subspaces: ClassVar[bool] = True
     interpolates: ClassVar[bool] = True
+    starts_at_zero: ClassVar[bool] = True
 
     rank: Annotated[int, Range(1)] = 8  # of the pair of one stage
     alpha: Annotated[float, Range(0, open_low=True)] = 16.0  # update is scaled by alpha / rank
