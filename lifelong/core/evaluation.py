@@ -84,7 +84,11 @@ def measure(
         with life.autocast(), life.serving():
             result, answers = judge(life.model, each, candidates(stream, each, row))
         found.append(result | {"task": task, "general": task is None})
-        lines += [{"set": each.name, "row": i, **plain(answer)} for i, answer in enumerate(answers)]
+        scores = each.metric.scores(answers)
+        lines += [
+            {"set": each.name, "row": i, "score": score, **plain(answer)}
+            for i, (answer, score) in enumerate(zip(answers, scores, strict=True))
+        ]
         listen(_event(row, number + 1, len(sets), each.name))
     if row and diagnostics:
         told = diagnose(life, diagnostics, history(stream, folder, row, found))
