@@ -25,7 +25,8 @@ from lifelong.errors import UserError
 from lifelong.models import compute, pretrained, restore
 from lifelong.models.judge import judge_stream
 from lifelong.store.files import read_json
-from lifelong.store.run import Follower, RunFolder
+from lifelong.store.follower import Follower
+from lifelong.store.run import RunFolder
 from lifelong.streams import build, config
 from lifelong.streams.config import RunConfig
 

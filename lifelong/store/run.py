@@ -65,7 +65,7 @@ class RunFolder:
         Raises UserError where another process writes or the folder holds another configuration.
         """
         self.path = Path(path)
-        self.stages = _folders(stages)
+        self.stages = stage_folders(stages)
         self.keep = keep
         self.notices: list[str] = []
         self.lock = Lock(self.path)
@@ -266,19 +266,6 @@ def _remove(positions: Iterable[Position]) -> None:
         shutil.rmtree(position.folder, ignore_errors=True)
 
 
-class Follower(RunFolder):
-    """The view of a process that trains beside the one that writes: it reads the same files."""
-
-    def __init__(self, path: Path, stages: Iterable[str]) -> None:
-        self.path, self.stages, self.notices = Path(path), _folders(stages), []
-
-    def _nothing(self, *content: Any) -> None:
-        pass
-
-    write = write_summary = write_environment = write_evaluation = take_over = forget = discard = _nothing
-    save = log = flush_log = cut_log = close = _nothing
-
-
 def load_checkpoint(position: Position) -> tuple[dict[str, Any], Any]:
     """(tensors by path, plain values) of a checkpoint, as `save` got them."""
     from safetensors.torch import load_file
@@ -400,7 +387,7 @@ def _differences(theirs: Any, mine: Any, path: str = "") -> list[str]:
     return [] if theirs == mine else [path]
 
 
-def _folders(stages: Iterable[str]) -> list[str]:
+def stage_folders(stages: Iterable[str]) -> list[str]:
     return [UNTRAINED] + [f"{i:03d}-{_safe(name)}" for i, name in enumerate(stages, start=1)]
 
 
