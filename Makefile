@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow test-browser test-gpu bench bench-gpu lint format clean
+.PHONY: demo test test-slow test-faults test-browser test-gpu bench bench-gpu lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lifelong demo
@@ -17,6 +17,10 @@ test: $(VENV)/.test lint
 
 test-slow: $(VENV)/.test $(VENV)/.demo
 	$(BIN)/python -m pytest -m slow
+
+# A run is killed, its disk filled and its files damaged, some hundred times in all.
+test-faults: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
 
 test-browser: $(VENV)/.test
 	$(BIN)/python -m pytest -m browser

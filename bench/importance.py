@@ -157,7 +157,8 @@ def one_forward(context: Context, batch_size: int) -> dict[str, Tensor]:
     with evaluating(context.model.network):
         for start in range(0, count, batch_size):
             part = context.examples[start : start + batch_size]
-            outputs = context.objective.forward(context.model.network, next(context.batches(part)))
+            with context.autocast():
+                outputs = context.objective.forward(context.model.network, next(context.batches(part)))
             scores = log_likelihoods(outputs, len(part))
             for score in scores:
                 gradients = torch.autograd.grad(score, list(params.values()), retain_graph=len(part) > 1)

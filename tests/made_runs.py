@@ -3,7 +3,7 @@
 import json
 
 from lifelong.store import node
-from lifelong.store.files import write_json
+from lifelong.store.files import write_record
 
 BASE = "ab" * 32
 
@@ -56,7 +56,7 @@ def add_stage(run, row, name, sets, weights, value=0.5):
     return folder
 
 
-write = write_json
+write = write_record
 
 
 def contents(folder):

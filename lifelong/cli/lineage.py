@@ -161,7 +161,8 @@ def verdict(each: Entry) -> str:
     """In a word: better or worse where the interval and the test both say so."""
     if not each["better"] and not each["worse"]:
         return "same"
-    sure = each["p_value"] < LEVEL and not each["low"] <= 0 <= each["high"]
+    known = each["low"] is not None
+    sure = known and each["p_value"] < LEVEL and not each["low"] <= 0 <= each["high"]
     return "unclear" if not sure else "better" if each["difference"] > 0 else "worse"
 
 
@@ -178,14 +179,15 @@ def _print_sets(sets: Sequence[Entry]) -> None:
         text = f"{each['name']:<{width}} {before:>8} {after:>8}"
         if "difference" in each:
             factor = 100 if unit == "%" else 1
-            change, low, high = (factor * each[key] for key in ("difference", "low", "high"))
-            interval = f"[{change_text(low, unit)}, {change_text(high, unit)}]"
-            text += f" {change_text(change, unit):>8}  {interval:<18} {each['better']:>6} {each['worse']:>6}"
+            ends = [change_text(factor * each[end], unit) for end in ("low", "high") if each[end] is not None]
+            interval = f"[{', '.join(ends)}]" if ends else "-"
+            change = change_text(factor * each["difference"], unit)
+            text += f" {change:>8}  {interval:<18} {each['better']:>6} {each['worse']:>6}"
             text += f" {each['p_value']:>8.2g}  {each['rows']:>5}  {verdict(each)}"
         print(text + (f"  ({each['note']})" if "note" in each else ""))
     print(
-        "\nchange: points of a share, or nats per token (more is better); interval: paired bootstrap over "
-        "rows;\np: exact sign test on rows that became better or worse (McNemar), each set by itself."
+        "\nchange: points of a share, or nats per token (more is better); interval: paired, over rows;"
+        "\np: exact sign test on rows that became better or worse (McNemar), each set by itself."
     )
 
 

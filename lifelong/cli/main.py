@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from lifelong.errors import UserError
+from lifelong.errors import OverBudget, UserError
 
 app = typer.Typer(
     name="lifelong",
@@ -95,12 +95,20 @@ def run(stream: Annotated[Path, typer.Argument(help="Stream file (YAML).")], cha
     from lifelong.cli.progress import stage_names, watching
     from lifelong.cli.tables import print_runs
     from lifelong.report import write_report
+    from lifelong.store.run import find_runs
 
-    with watching(quiet=as_json, stages=stage_names(chosen)) as listen:
-        runs = launch.run_config(chosen, stream.parent, listen)
-    output = Path(chosen.resolved()["output"])
-    page = write_report([each.folder for each in runs], output / "report.html")
-    print_runs([each.folder for each in runs], page, as_json)
+    output, refused = Path(chosen.resolved()["output"]), None
+    leads = os.environ.get("RANK", "0") == "0"  # of several processes the first one reports
+    try:
+        with watching(quiet=as_json or not leads, stages=stage_names(chosen)) as listen:
+            folders = [each.folder for each in launch.run_config(chosen, stream.parent, listen)]
+    except OverBudget as error:
+        folders, refused = find_runs(output), error
+    if leads:
+        page = write_report(folders, output / "report.html")
+        print_runs(folders, page, as_json)
+    if refused:
+        raise refused
 
 
 @app.command(name="eval")
@@ -137,6 +145,18 @@ def report(
     found = [run for folder in folders for run in find_runs(folder)]
     page = write_report(found, output or folders[0] / "report.html")
     print_runs(found, page, as_json)
+
+
+@app.command()
+def bench(file: Annotated[Path, typer.Argument(help="Bench file (YAML).")], changes: Changes = None,
+          as_json: Json = False) -> None:  # fmt: skip
+    """Compare methods over orders and seeds: runs, bounds, intervals, cost. The same command resumes."""
+    from lifelong.streams.bench_file import read
+
+    chosen = read(file, changes or [])
+    from lifelong.cli.bench import run_bench
+
+    run_bench(chosen, as_json)
 
 
 @app.command()
@@ -295,7 +315,7 @@ def interrupt(number: int, frame: Any) -> None:
 
 
 def main() -> None:
-    """Run the program; bad input prints one message and exits with status 2."""
+    """Run the program; bad input prints one message and exits with status 2, a broken budget with 3."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.warnoptions:  # what a library will change some day is no user's business
@@ -307,7 +327,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        fail(str(error))
+        fail(str(error), error.status)
     except Interrupted:
         fail("interrupted; what was saved stays. The same command goes on from the last checkpoint.")
     except MemoryError:
@@ -318,6 +338,6 @@ def main() -> None:
         fail(OUT_OF_MEMORY)
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, status: int = UserError.status) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

@@ -1,8 +1,8 @@
 """What was learned and what was lost between two nodes, from the answers that they gave. No torch.
 
 Rows are matched by their content, so that a set that has changed is noticed and only rows that both
-models answered are compared. For every set: the difference of the means with its paired bootstrap
-interval, and the exact sign test (McNemar's, where an answer is right or wrong) on the rows that
+models answered are compared. For every set: the difference of the means with its paired interval, as a
+guard takes it, and the exact sign test (McNemar's, where an answer is right or wrong) on the rows that
 became better or worse. P-values are of single sets: with 20 sets one falls below 0.05 by chance.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import UserError
-from lifelong.numerics.intervals import bootstrap_interval, sign_test
+from lifelong.numerics.intervals import paired_interval, sign_test
 from lifelong.store.files import read_json
 from lifelong.store.node import Node, stage_folders
 
@@ -87,10 +87,12 @@ def _compare_set(
         )
     pooled = theirs["unit"] == ""  # perplexity: rows weigh by their tokens
     weights = [b["tokens"] if pooled else 1 for _, b in pairs]
-    before, after = (_mean([pair[i]["score"] for pair in pairs], weights) for i in (0, 1))
-    changes = [b["score"] - a["score"] for a, b in pairs]
-    low, high = bootstrap_interval(changes, seed=0, weights=weights)
+    scores = [[pair[i]["score"] for pair in pairs] for i in (0, 1)]
+    changes = [b - a for a, b in zip(*scores, strict=True)]
+    interval = paired_interval(scores[1], scores[0], bound=None if pooled else 1.0, weights=weights)
+    low, high = (end if math.isfinite(end) else None for end in interval[1:3])  # one row gives no bound
     moved = sorted((p for p in zip(changes, pairs, strict=True) if p[0]), key=lambda p: -abs(p[0]))
+    before, after = (_mean(each, weights) for each in scores)
     better, worse = ([pair for change, pair in moved if side * change > 0] for side in (1, -1))
     return found | {
         "before": math.exp(-before) if pooled else before, "after": math.exp(-after) if pooled else after,

@@ -20,7 +20,7 @@ from lifelong.numerics.intervals import bootstrap_interval
 from lifelong.numerics.swap import evaluating
 from lifelong.store.content import digest, row_digest, rows_digest
 from lifelong.store.files import read_json
-from lifelong.store.run import UNTRAINED, RunFolder
+from lifelong.store.run import RunFolder
 
 VISIBLE = {
     "task": "Each row was answered among the labels of its own task: the task's identity was visible at "
@@ -48,7 +48,7 @@ def judge(model: Any, each: EvalSet, labels: Sequence[str]) -> tuple[dict[str, A
     model.network.eval()
     try:
         with torch.no_grad():
-            answers = each.objective.answer(each.rows, model, labels)
+            answers = model.answers(each.objective, each.rows, labels)
     finally:
         model.network.train(training)
     for number, answer in enumerate(answers):
@@ -76,19 +76,29 @@ def identity(each: EvalSet) -> str:
     return digest([rows_digest(each.rows), *asked, list(each.labels)])[:16]
 
 
-def judged(folder: RunFolder, row: int) -> list[dict[str, Any]]:
-    """Entries of the sets that the model of a row was judged on so far."""
-    done = folder.has(row, "evaluation.json")
-    return read_json(folder.stage(row) / "evaluation.json")["sets"] if done else []
+def entry_of(name: str, data: str, evaluation: dict[str, Any]) -> dict[str, Any] | None:
+    """What an evaluation says of a set of this identity; None where none like it was judged."""
+    found = next((entry for entry in evaluation["sets"] if entry["name"] == name), None)
+    return found if found and found.get("data", data) == data else None
 
 
-def lacking(stream: Stream, folder: RunFolder, row: int) -> list[tuple[int | None, EvalSet]]:
-    """Evaluation sets that the model of a row was not judged on, with their tasks: all of them at first,
-    later those that came with an extension of the stream.
+def so_far(folder: RunFolder, row: int) -> dict[str, Any]:
+    """The evaluation of a row; no sets where there is none, or a damaged one."""
+    done = folder.judged(row)
+    return read_json(folder.stage(row) / "evaluation.json") if done else {"seconds": 0.0, "sets": []}
+
+
+def lacking(stream: Stream, evaluation: dict[str, Any]) -> list[tuple[int | None, EvalSet]]:
+    """Evaluation sets that a model was not judged on, with their tasks: all of them at first, later those
+    that came with an extension of the stream.
     """
-    known = {each["name"]: each.get("data") for each in judged(folder, row)}
     sets = [*stream.columns(), *((None, each) for each in stream.general)]
-    return [(task, each) for task, each in sets if known.get(each.name, "") not in (None, identity(each))]
+    return [(task, each) for task, each in sets if entry_of(each.name, identity(each), evaluation) is None]
+
+
+def is_due(stream: Stream, folder: RunFolder, row: int) -> bool:
+    """Is there a set that the model of a row has yet to be judged on?"""
+    return not folder.judged(row) or bool(lacking(stream, so_far(folder, row)))
 
 
 def measure(
@@ -97,31 +107,32 @@ def measure(
     """Judge the model as it stands, on what it was not judged on yet: row 0 before training, row k after
     stage k.
     """
-    stream, begun = life.stream, time.perf_counter()
-    sets = lacking(stream, folder, row)
+    stream, begun, cost = life.stream, time.perf_counter(), {}
+    known = so_far(folder, row)
+    sets = lacking(stream, known)
     again = {each.name for _, each in sets}
-    found = [each for each in judged(folder, row) if each["name"] not in again]
-    lines = [each for each in folder.read_lines(row, "answers.jsonl") if each["set"] not in again]
+    found = [each for each in known["sets"] if each["name"] not in again]
+    lines = [each for each in (folder.read_answers(row) if found else ()) if each["set"] not in again]
+    life.accelerator.wait_for_everyone()  # nobody still asks what the folder holds
+    if row:
+        cost = {"name": stream.stages[row - 1].name, **life.spent, **life.sizes()}
+        folder.write(row, "cost.json", cost)
     for number, (task, each) in enumerate(sets):
         with life.autocast(), life.serving():
             result, answers = judge(life.model, each, candidates(stream, each, row))
         found.append(result | {"task": task, "general": task is None, "data": identity(each)})
         lines += _lines(each, answers, row)
         listen(_event(row, number + 1, len(sets), each.name))
-    folder.write_lines(row, "answers.jsonl", lines)
-    name = UNTRAINED if row == 0 else stream.stages[row - 1].name
-    if row and diagnostics and not folder.has(row, "diagnostics.json"):
+    if row and diagnostics and not (known["sets"] and folder.has(row, "diagnostics.json")):
         told = diagnose(life, diagnostics, history(stream, folder, row, found))
         folder.write(row, "diagnostics.json", told)
-    seconds = time.perf_counter() - begun
-    if folder.has(row, "evaluation.json"):
-        seconds += read_json(folder.stage(row) / "evaluation.json")["seconds"]
-    if folder.has(row, "cost.json"):
-        cost = read_json(folder.stage(row) / "cost.json")
+    seconds = known["seconds"] + time.perf_counter() - begun
+    if row:
         folder.write(row, "cost.json", cost | {"evaluation_seconds": seconds})
-    about = {"stage": name if row else None, "seconds": seconds, "labels": len(stream.labels())}
-    folder.write(row, "evaluation.json", about | {"sets": found})
+    about = {"stage": cost.get("name"), "seconds": seconds, "labels": len(stream.labels())}
+    folder.write_evaluation(row, about | {"sets": found}, lines)
     folder.seal(row)
+    life.accelerator.wait_for_everyone()  # it is there for all
 
 
 def _lines(each: EvalSet, answers: Sequence[Answer], row: int) -> list[dict[str, Any]]:
@@ -145,13 +156,16 @@ def glimpse(row: Row) -> str:
 
 
 def glance(life: Life) -> dict[str, float]:
-    """Figures, more is better, of the sets whose stage has begun, in the midst of a stage."""
+    """Figures, more is better, of the sets whose stage has begun, in the midst of a stage; not of those
+    that are being erased or have been.
+    """
     stream, row = life.stream, life.stage + 1
+    current = stream.current(row)
     with life.autocast(), life.serving():
         return {
             each.name: judge(life.model, each, candidates(stream, each, row))[0]["benefit"]
-            for task, each in stream.columns()
-            if task <= life.stage
+            for _, each in stream.columns()
+            if each.name in current
         }
 
 
@@ -166,7 +180,8 @@ def history(
         for line in log:
             if line["stage"] == index and "values" in line and line["step"] + 1 < steps:
                 found.append({"stage": index, "step": line["step"] + 1, "values": line["values"]})
-        values = {s["name"]: s["benefit"] for s in sets if not s["general"] and s["task"] <= index}
+        current = stream.current(index + 1)
+        values = {s["name"]: s["benefit"] for s in sets if not s["general"] and s["name"] in current}
         found.append({"stage": index, "step": steps, "values": values})
     return found
 
@@ -217,6 +232,7 @@ def matrix_of(stream: Stream, evaluations: Sequence[dict[str, Any]]) -> Accuracy
         values=tuple(table[1:]),
         untrained=table[0],
         taught=tuple(task for task, _ in columns),
+        erased=tuple(stream.erased_from(each) for _, each in columns),
         sizes=tuple(len(each.rows) for _, each in columns),
         units=tuple(each.metric.unit for _, each in columns),
         general=tuple(general),
@@ -225,11 +241,9 @@ def matrix_of(stream: Stream, evaluations: Sequence[dict[str, Any]]) -> Accuracy
 
 def _figures(each: EvalSet, evaluations: Sequence[dict[str, Any]], key: str) -> list[float | None]:
     """One figure of a set from every evaluation; None where it was not judged, or with other rows."""
-    mine, found = identity(each), []
-    for evaluation in evaluations:
-        known = {entry["name"]: entry for entry in evaluation["sets"]}.get(each.name, {"data": ""})
-        found.append(known[key] if known.get("data", mine) == mine else None)
-    return found
+    data = identity(each)
+    entries = [entry_of(each.name, data, evaluation) for evaluation in evaluations]
+    return [None if entry is None else entry[key] for entry in entries]
 
 
 def metrics_of(matrix: AccuracyMatrix) -> list[dict[str, Any]]:
@@ -251,15 +265,19 @@ def visible(stream: Stream, evaluations: Sequence[dict[str, Any]]) -> str:
     return text
 
 
+def lost(folder: RunFolder, row: int) -> UserError:
+    return UserError(
+        f"{folder.stage(row)} has lost its evaluation, though later stages have theirs. Remove it and the "
+        "folders of all later stages, and run the same command again."
+    )
+
+
 def summarise(stream: Stream, folder: RunFolder) -> dict[str, Any]:
     """Write and return summary.json from the evaluations in the folder."""
     done = [row for row in range(len(stream.stages) + 1) if folder.has(row, "evaluation.json")]
     for row, next_row in zip(done, done[1:], strict=False):
         if next_row > row + 1:
-            raise UserError(
-                f"{folder.stage(row + 1)} has lost its evaluation, though later stages have theirs. Remove "
-                "it and the folders of all later stages, and run the same command again."
-            )
+            raise lost(folder, row + 1)
     evaluations = [read_json(folder.stage(row) / "evaluation.json") for row in done]
     if not evaluations:
         raise UserError(f"{folder.path} holds no evaluation yet.")

@@ -1,10 +1,12 @@
 """The gradient of one optimiser step: the task, the memory, the penalties."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from lifelong.core.axes import Outputs
@@ -39,16 +41,41 @@ def gradients(life: Life, rows: np.ndarray, micro_batch_size: int | None, first_
 
     The loss is the mean over all labelled positions of the step, however the step is cut into micro
     batches. Penalties on answers count in every micro batch by its share of the positions, penalties
-    on weights once per step, after the task's gradient is complete.
+    on weights once per step, after the task's gradient is complete. In an erase stage the new rows are
+    to be forgotten, by a term of their own that comes after the loss of the rows that remain.
     """
     new, old = items(life, rows), replayed(life, len(rows))
+    forgotten = life.batches(new, micro_batch_size) if life.erasing else []
+    learned = [] if life.erasing else new
     replay = life.methods.replay
     apart = replay is not None and not replay.joins
-    reference = None
-    if old and apart and replay.projects:
-        reference = gradient_of(life, old, micro_batch_size)
-    parts = life.batches(new if apart else new + old, micro_batch_size)
-    count = life.total(sum(part.labelled for part in parts))
+    reference = gradient_of(life, old, micro_batch_size) if old and apart and replay.projects else None
+    parts = life.batches(learned if apart else learned + old, micro_batch_size)
+    total, sums, logits = backward_learned(life, parts, first_visit)
+    if old and apart and not replay.projects:
+        add(sums, backward_memory(life, old, micro_batch_size))
+    add(sums, backward_forgotten(life, forgotten, len(new)))
+    gather_gradients(life)
+    seen = [*parts, *forgotten]
+    tokens, pads = sum(part.tokens for part in seen), sum(part.pads for part in seen)
+    taken = together(life, Taken(total, sums, tokens, pads, logits))
+    life.loss = taken.loss
+    life.call("after_backward")
+    on_weights = terms_on_weights(life)
+    if on_weights:
+        add(taken.terms, on_weights)
+        life.accelerator.backward(sum(on_weights.values()))
+    if reference is not None:
+        replay.project(life.params, reference)
+    return taken
+
+
+def backward_learned(
+    life: Life, parts: Sequence[Part], first_visit: bool
+) -> tuple[float, dict[str, float], dict[int, Tensor]]:
+    """(loss, terms, logits that a memory keeps) of rows whose loss is minimised, with their gradient."""
+    replay, count = life.methods.replay, life.total(sum(part.labelled for part in parts))
+    keeps = replay is not None and replay.keeps_logits and first_visit
     total, sums, logits = 0.0, {}, {}
     for part in parts:
         with life.autocast():
@@ -57,38 +84,37 @@ def gradients(life: Life, rows: np.ndarray, micro_batch_size: int | None, first_
             own = terms(life, part, outputs, share=part.labelled / count)
         total += loss.item()
         add(sums, own)
-        if replay is not None and replay.keeps_logits and first_visit:
+        if keeps:
             logits |= logits_by_place(part, outputs)
         life.accelerator.backward(sum(own.values(), start=loss))
-    if old and apart and not replay.projects:
-        add(sums, backward_memory(life, old, micro_batch_size))
-    gather_gradients(life)
-    life.loss = life.summed(total)
-    life.call("after_backward")
-    on_weights = terms_on_weights(life)
-    if on_weights:
-        add(sums, on_weights)
-        life.accelerator.backward(sum(on_weights.values()))
-    if reference is not None:
-        replay.project(life.params, reference)
-    tokens, pads = sum(part.tokens for part in parts), sum(part.pads for part in parts)
-    return Taken(total, sums, tokens, pads, logits)
+    return total, sums, logits
 
 
-def add(totals: dict[str, float], found: Terms) -> None:
+def together(life: Life, own: Taken) -> Taken:
+    """What all processes saw; one that had no row of the step adds nothing."""
+    if life.accelerator.num_processes == 1:
+        return own
+    sums, logits = {}, {}
+    every = gather_object([own])
+    for each in every:
+        add(sums, each.terms)
+        logits |= each.logits
+    loss, tokens, pads = (sum(getattr(each, name) for each in every) for name in ("loss", "tokens", "pads"))
+    return Taken(loss, sums, tokens, pads, logits)
+
+
+def add(totals: dict[str, float], found: Mapping[str, Tensor | float]) -> None:
     for name, term in found.items():
-        totals[name] = totals.get(name, 0.0) + term.item()
+        totals[name] = totals.get(name, 0.0) + (term.item() if isinstance(term, Tensor) else term)
 
 
 def terms(life: Life, part: Part | None = None, outputs: Outputs | None = None, share: float = 1.0) -> Terms:
     """Terms of tuner and penalties by name: with a `part` those on answers, weighted by its share
-    of the step's labelled positions; without one those on weights, once per step. Methods that
-    hold nothing yet are absent.
+    of the step's labelled positions; without one those on weights, once per step and alike in
+    every process. Methods that hold nothing yet are absent.
     """
-    if part is None:
-        share = 1 / life.accelerator.num_processes
     found, context = {}, None
-    for role, actor in life.terms_of[part is not None].items():
+    for role, actor in life.with_term(on_answers=part is not None).items():
         context = context or life.context(part, outputs)
         term = actor.loss(context, life.states[role])
         if term is not None:
@@ -98,18 +124,22 @@ def terms(life: Life, part: Part | None = None, outputs: Outputs | None = None, 
 
 def terms_on_weights(life: Life) -> Terms:
     """Once per step; without such terms the compute type, dear to a small step, is not entered."""
-    if not life.terms_of[False]:
+    if not life.with_term(on_answers=False):
         return {}
     with life.autocast():
         return terms(life)
 
 
 def gather_gradients(life: Life) -> None:
-    """Sum gradients over processes."""
-    if life.accelerator.num_processes > 1:
-        for parameter in life.params.values():
-            if parameter.grad is not None:
-                parameter.grad = life.accelerator.reduce(parameter.grad, "sum")
+    """Sum gradients over processes; one that had no row of the step adds nothing."""
+    if life.accelerator.num_processes == 1:
+        return
+    params = list(life.params.values())
+    given = torch.tensor([p.grad is not None for p in params], dtype=torch.int64, device=params[0].device)
+    for parameter, anywhere in zip(params, life.accelerator.reduce(given, "sum").tolist(), strict=True):
+        if anywhere:
+            own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = life.accelerator.reduce(own, "sum")
 
 
 def gradient_of(life: Life, items: Sequence[Item], size: int | None) -> dict[str, Tensor]:
@@ -143,6 +173,21 @@ def backward_memory(life: Life, items: Sequence[Item], size: int | None) -> Term
         life.accelerator.backward(sum(made.values()))
         for name, each in made.items():
             found[name] = found.get(name, 0.0) + each.detach()
+    return found
+
+
+def backward_forgotten(life: Life, parts: Sequence[Part], num_rows: int) -> Terms:
+    """Gradient of the mean term of rows that are to be forgotten, `num_rows` in all processes."""
+    method, found = life.methods.unlearning, {}
+    for part in parts:
+        with life.autocast():
+            outputs = part.objective.forward(life.network, part.batch)
+            losses = method.row_losses(life.context(part, outputs), life.states["unlearning"])
+        if losses is None:
+            continue
+        term = losses.sum() / num_rows
+        life.accelerator.backward(term)
+        found[snake(method)] = found.get(snake(method), 0.0) + term.detach()
     return found
 
 

@@ -1,5 +1,6 @@
 """A pretrained network with what is needed to speak to it."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ class Model:
     name: str = ""  # as the user gave it
     fingerprint: str = ""  # of the base weights, see store.fingerprint
     notes: dict[str, Any] = field(default_factory=dict)
+    answering: Callable[[Any, Sequence[Any], Sequence[str]], list[Any]] | None = None  # set by a tuner that
+    # looks at rows before they are answered: (objective, rows, labels) -> answers
 
     @property
     def device(self) -> torch.device:
@@ -33,6 +36,12 @@ class Model:
     def body(self) -> nn.Module:
         """The network without its output head."""
         return self.network.base_model
+
+    def answers(self, objective: Any, rows: Sequence[Any], labels: Sequence[str]) -> list[Any]:
+        """Answers to `rows` by the objective, in their order."""
+        if self.answering is None:
+            return objective.answer(rows, self, labels)
+        return self.answering(objective, rows, labels)
 
     def params(self) -> dict[str, nn.Parameter]:
         """Trainable parameters by name."""

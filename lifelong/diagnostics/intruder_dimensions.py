@@ -3,7 +3,7 @@
     u_i, i <= k: left singular vectors of the tuned matrix;  v_j: all of the original's
     intruder: max_j |u_i . v_j| < threshold
 
-Shuttleworth et al. 2024, arXiv:2410.21228, algorithm 1 (k = 10, threshold 0.5): low-rank updates
+Shuttleworth et al. 2024, arXiv:2410.21228 (k = 10, threshold 0.5): low-rank updates
 grow them where full tuning hardly does, and more of them go with more forgetting. Every linear
 module of the body is looked at; a matrix is what the module computes, so that updates beside the
 weight count whatever tuner made them (W = f(I) - f(0); a module that is not linear in its input, such

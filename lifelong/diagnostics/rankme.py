@@ -2,7 +2,7 @@
 
     p_k = sigma_k / sum sigma + epsilon,   RankMe = exp(-sum_k p_k ln p_k)
 
-Garrido et al. 2023, arXiv:2210.02885, eqs. 1 and 2; sigma are the singular values of the (N, H)
+Garrido et al. 2023, arXiv:2210.02885; sigma are the singular values of the (N, H)
 features, not centred. Between 1 and min(N, H). A label-free sign of quality: in their data a higher
 rank goes with better transfer, and a rank that falls from stage to stage is a collapse. The authors
 advise at least 25,600 rows; with fewer only runs on the same rows compare.

@@ -5,7 +5,7 @@
     WF^w     = mean over tasks of the largest fall within w successive evaluations
     WP^w     = mean over tasks of the largest rise within w successive evaluations
 
-De Lange et al. 2023, arXiv:2205.13452, eqs. 2 to 5. T: tasks so far. The paper evaluates after every
+De Lange et al. 2023, arXiv:2205.13452. T: tasks so far. The paper evaluates after every
 step; here as often as `evaluate_steps` of the run says, and at the end of every stage: without it
 only what is left at stage ends is seen. Figures are on the scale of the accuracy matrix, where more
 is better.

@@ -3,7 +3,7 @@
     theta = before + clip(lambda_l, 0, 1) * (after - before) in layer l
     minimise over lambda:  sum over stages of the mean entropy of answers on unlabelled rows, by Adam
 
-Yang et al. 2024, arXiv:2310.02575, eqs. 5 and 7: their tasks are learned apart and merged at once; here
+Yang et al. 2024, arXiv:2310.02575: their tasks are learned apart and merged at once; here
 a stage begins from the merged model, and when it ends the coefficients of its own update are learned
 on rows of all stages so far (`num_examples` kept of each). Coefficients of earlier stages stay.
 `granularity` is the paper's: one coefficient per layer, or one for the task. Where an answer is more

@@ -2,7 +2,7 @@
 
     ratio(block l of 0 ... L - 1) = alpha + beta * l / (L - 1);   alpha outside all blocks
 
-Wang et al. 2024, arXiv:2410.17146, eq. 3. Shallow layers hold what all tasks share, so that an update
+Wang et al. 2024, arXiv:2410.17146. Shallow layers hold what all tasks share, so that an update
 scaled down there keeps the new task and gives back much of the old. For one task at a time the
 authors take beta = 1 - alpha and choose alpha on a trade-off of both; 0.5 here is no one's choice
 but the middle. Blocks are found in the network itself, for any architecture (an encoder's before its

@@ -4,7 +4,7 @@ A round of `round_steps` steps begins with probes. `repeats` times, in a random 
 steps are drawn from each mixture m_j = q e_j + (1 - q) / k, and the drops of all held-out losses
 are added up in column j of G. Then, with M = (m_1 ... m_k) and G divided by `repeats`,
 
-    A = G M^-1                       A_ij: drop of loss i per share of part j  (algorithm 2)
+    A = G M^-1                       A_ij: drop of loss i per share of part j
     p_j proportional to exp(eta * sum_i A_ij)
 
 and the rest of the round is drawn from p. With `smoothing` s, A is averaged over rounds (s times the

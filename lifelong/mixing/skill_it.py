@@ -5,7 +5,7 @@
 
 A_ij says how much rows of part i teach part j: 1 on the diagonal, `edge_weight` for every edge given,
 0 elsewhere. L_j is the loss of part j on rows held out of its training rows, after each round of
-`round_steps` steps (arXiv:2307.14430, algorithm 1; the authors' code sums a window of rounds, not all). Parts
+`round_steps` steps (arXiv:2307.14430; the authors' code sums a window of rounds, not all). Parts
 are the stages so far, or those of a joint stage.
 
 Open choices: edges are given, not measured (measuring one takes two trainings); held-out rows come

@@ -45,7 +45,8 @@ def diagonal_fisher(
         keys = [f"{seed}/{context.stage}/{number}" for number in numbers] if kind == "true" else None
 
         def scores(batch: "Batch" = batch, num: int = len(numbers), keys: list[str] | None = keys) -> Scores:
-            outputs = objective.forward(model.network, batch)
+            with context.autocast():
+                outputs = objective.forward(model.network, batch)
             return Scores(log_likelihoods(outputs, num, keys), outputs.owners)
 
         for name, squares in series.squared_sum(scores).items():

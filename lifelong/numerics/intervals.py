@@ -1,14 +1,14 @@
-"""Intervals for a mean score: percentile bootstrap (Efron 1979) and Wilson's for a share (1927); and
-the exact sign test for pairs.
+"""Intervals for a mean score: percentile bootstrap (Efron 1979), Wilson's for a share (1927), and one
+for the mean of paired differences; and the exact sign test for pairs.
 
 All treat evaluation rows as drawn independently from what the user cares about. They say nothing
-of the spread over training seeds. Two models on the same rows are compared by their differences: the
-bootstrap of differences is the paired one.
+of the spread over training seeds.
 """
 
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from lifelong.errors import UserError
 
 RESAMPLES = 2000
 CHUNK_CELLS = 2_000_000  # resampled indices held at once
+MANY_ROWS = 2**30  # no evaluation set has more
 
 
 def bootstrap_interval(
@@ -40,6 +41,102 @@ def bootstrap_interval(
         means.append((values * masses)[picks].sum(axis=1) / masses[picks].sum(axis=1))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+class Paired(NamedTuple):
+    """Mean of left - right over rows that both judged, with its interval."""
+
+    mean: float
+    low: float
+    high: float
+    count: int  # rows
+    square: float  # mean of the squared differences; with weights, of their residuals about the mean
+
+
+def paired_interval(
+    left: Sequence[float],
+    right: Sequence[float],
+    level: float = 0.95,
+    bound: float | None = None,
+    weights: Sequence[float] | None = None,
+) -> Paired:
+    """Interval for the mean of d = left - right, row by row. No resampling: the bootstrap is too narrow
+    for few rows, and of width zero where no row differs.
+
+    Scores in [0, bound]: d is bounded as well, and z^2 imagined rows are added, half of them at each
+    end (for shares the paired form of Agresti and Coull 1998; where no row differs the reach is that of
+    Wilson and of Tango 1998):
+        N = n + z^2;  m = sum d / N;  m -+ z sqrt(((sum d^2 + z^2 bound^2) / N - m^2) / N)
+    Else Student's, for a mean weighted by `weights` (by linearisation, as for a ratio):
+        m = sum w d / sum w;  e = w (d - m) / mean w;  m -+ t_(n-1) sqrt(sum e^2 / (n (n - 1)))
+    """
+    differences = np.asarray(left, dtype=np.float64) - np.asarray(right, dtype=np.float64)
+    _check(len(differences), level)
+    if bound is not None:
+        mean, square = float(differences.mean()), float((differences**2).mean())
+    else:
+        masses = np.ones_like(differences) if weights is None else np.asarray(weights, dtype=np.float64)
+        mean = float((masses * differences).sum() / masses.sum())
+        square = float(((masses * (differences - mean) / masses.mean()) ** 2).mean())
+    low, high = _paired_ends(mean, square, len(differences), level, bound)
+    return Paired(mean, low, high, len(differences), square)
+
+
+def _paired_ends(
+    mean: float, square: float, count: int, level: float, bound: float | None
+) -> tuple[float, float]:
+    if bound is None:
+        if count == 1:
+            return -math.inf, math.inf
+        reach = student_quantile((1 + level) / 2, count - 1) * math.sqrt(square / (count - 1))
+        return mean - reach, mean + reach
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    total = count + z * z
+    centre = count * mean / total
+    reach = z * math.sqrt(((count * square + (z * bound) ** 2) / total - centre * centre) / total)
+    return max(centre - reach, -bound), min(centre + reach, bound)
+
+
+def rows_to_decide(
+    found: Paired, limit: float, level: float = 0.95, bound: float | None = None, power: float = 0.8
+) -> int | None:
+    """Rows with which the interval would leave out `limit` with probability `power`, if more rows were
+    like those found. None where no number is enough (a mean at the limit).
+    """
+    z = NormalDist().inv_cdf(power)
+    spread = found.square if bound is None else found.square - found.mean**2
+
+    def decided(count: int) -> bool:
+        low, high = _paired_ends(found.mean, found.square, count, level, bound)
+        slack = z * math.sqrt(max(spread, 0.0) / count)  # of the mean of other rows
+        return high + slack <= limit if found.mean <= limit else low - slack > limit
+
+    few, many = 1, 2
+    while not decided(many):
+        few, many = many, 2 * many
+        if many > MANY_ROWS:
+            return None
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if decided(middle) else (middle, many)
+    return many
+
+
+def student_quantile(share: float, freedom: int) -> float:
+    """Quantile of Student's t: exact for one degree of freedom, else by the expansion of Fisher and
+    Cornish (Abramowitz and Stegun 26.7.5), to 1 % at two degrees and better above.
+    """
+    if freedom == 1:
+        return math.tan(math.pi * (share - 0.5))
+    z = NormalDist().inv_cdf(share)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return sum(term / freedom**power for power, term in enumerate(terms))
 
 
 def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -7,7 +7,8 @@ Factors are float32; under autocast the products run in the compute type.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,35 @@ def attach(module: nn.Module, rank: int, scale: float, dropout: float) -> None:
         return output + update.to(output.dtype)
 
     module.lora_hook = module.register_forward_hook(add_update)
+
+
+def attach_all(
+    network: nn.Module, targets: Sequence[str], rank: int, scale: float, dropout: float, seed: int
+) -> dict[str, nn.Module]:
+    """Freeze the network and give every target an update that starts at 0; returns the targets."""
+    network.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    modules = select_modules(network, targets)
+    for module in modules.values():
+        attach(module, rank, scale, dropout)
+        initialise(module, generator)
+    return modules
+
+
+class Update(Protocol):
+    """scale * up @ down"""
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+
+def fold_all(network: nn.Module, updates: Mapping[str, Update]) -> None:
+    """Remove hooks and factors, and add the updates to the weights."""
+    for name, update in updates.items():
+        module = network.get_submodule(name)
+        detach(module)
+        add_to_weight(module, update.down, update.up, update.scale)
 
 
 def detach(module: nn.Module) -> None:

@@ -76,15 +76,21 @@ def watch(network: nn.Module) -> Trace:
         )
     trace = Trace()
     network.__dict__[TRACE] = trace
-    two = network.main_input_name != "pixel_values" and network.config.is_encoder_decoder
-    stacks = (network.get_encoder(), network.get_decoder()) if two else (network.base_model,)
+    first = first_stack(network)
+    stacks = (first,) if first is network.base_model else (first, network.get_decoder())
 
     def begin(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        trace.begin(kwargs, first=stack is stacks[0])
+        trace.begin(kwargs, first=stack is first)
 
     for stack in stacks:
         stack.register_forward_pre_hook(begin, with_kwargs=True)
     return trace
+
+
+def first_stack(network: nn.Module) -> nn.Module:
+    """What reads the input: the encoder where there is one beside a decoder, else the body."""
+    two = network.main_input_name != "pixel_values" and network.config.is_encoder_decoder
+    return network.get_encoder() if two else network.base_model
 
 
 def trace_of(network: nn.Module) -> Trace:
@@ -187,7 +193,7 @@ def keyed(seed: int, name: str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _computed(inputs: Tensor) -> Tensor:
+def computed(inputs: Tensor) -> Tensor:
     return inputs if torch.is_autocast_enabled(inputs.device.type) else inputs.float()
 
 
@@ -239,7 +245,7 @@ class Pool(nn.Module):
         down, up = self.factors()
         if not len(down):
             return None
-        place, inputs = self.trace.place(inputs), _computed(inputs)
+        place, inputs = self.trace.place(inputs), computed(inputs)
         dropped = functional.dropout(inputs, self.dropout, self.training) if self.dropout else inputs
         weights = self.mix(self, inputs, functional.linear(dropped, down), place)
         return functional.linear(weights * self.scale, up)
@@ -282,7 +288,7 @@ class Adapters(nn.Module):
         return self.members[number]
 
     def forward(self, hidden: Tensor) -> Tensor | None:
-        place, hidden = self.trace.place(hidden), _computed(hidden)
+        place, hidden = self.trace.place(hidden), computed(hidden)
         weights = self.weigh(self, hidden, place)
         if not weights:
             return None

@@ -63,6 +63,12 @@ def chosen(selector: Selector, features: Tensor) -> Tensor:
     return functional.linear(inputs, weight, bias).argmax(-1)
 
 
+def chosen_numbers(selector: Selector, features: Tensor) -> Tensor:
+    """(...) number of the expert for features (..., H)."""
+    numbers = torch.tensor(selector["numbers"], device=features.device)
+    return numbers[chosen(selector, features)]
+
+
 def softmax_regression(
     features: Tensor, classes: Tensor, num_classes: int, decay: float
 ) -> tuple[Tensor, Tensor]:

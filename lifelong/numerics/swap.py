@@ -8,6 +8,7 @@ forward pass stays valid once the block is left.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Size, Tensor, nn
 
 from lifelong.errors import UserError, nearest
@@ -28,6 +29,15 @@ def leading(tensor: Tensor, shape: Size, name: str) -> Tensor:
             "parameter may grow at the end of a dimension, not shrink; start from the state of this model."
         )
     return tensor[tuple(slice(size) for size in shape)]
+
+
+@contextmanager
+def taught(
+    network: nn.Module, params: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]
+) -> Iterator[None]:
+    """Inside, the network is a teacher: other weights, no dropout, no gradients."""
+    with swapped(params, values), evaluating(network), torch.no_grad():
+        yield
 
 
 @contextmanager

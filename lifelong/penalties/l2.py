@@ -3,7 +3,7 @@
     strength / 2 * sum_i (theta_i - anchor_i)^2
 
 The uniform-importance case of elastic weight consolidation (Kirkpatrick et al. 2017,
-arXiv:1612.00796, eq. 3 with F = 1); with pretraining it holds the past far better than without
+arXiv:1612.00796, with F = 1); with pretraining it holds the past far better than without
 (Smith et al. 2023, arXiv:2203.17269). A parameter that has grown since (a head that met new labels)
 is compared on its old rows; a parameter that is new is free.
 """
@@ -11,13 +11,12 @@ is compared on its old rows; a parameter that is new is free.
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from lifelong.core.axes import Context, Penalty
 from lifelong.core.settings import Range
 from lifelong.core.state import State
-from lifelong.numerics.swap import leading
+from lifelong.numerics.anchor import copied, pull
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +47,8 @@ class L2(Penalty):
     def loss(self, context: Context, state: State) -> Tensor | None:
         if not self.strength or not state["anchor"]:
             return None
-        terms = []
-        for name, kept in state["anchor"].items():
-            if name not in context.params:
-                continue
-            parameter = context.params[name]
-            kept = state["anchor"][name] = kept.to(parameter.device)  # moves once, after a resume
-            terms.append((leading(parameter, kept.shape, name).float() - kept.float()).square().sum())
-        return self.strength / 2 * torch.stack(terms).sum() if terms else None
+        found = pull(context.params, state["anchor"])
+        return None if found is None else self.strength / 2 * found
 
     def end_stage(self, context: Context, state: State) -> State:
         return {"anchor": self._copied(context)} if self.anchor == "last" else state
@@ -63,4 +56,4 @@ class L2(Penalty):
     def _copied(self, context: Context) -> dict[str, Tensor] | None:
         if not self.strength:
             return None
-        return {name: parameter.detach().clone() for name, parameter in context.params.items()}
+        return copied(context.params)

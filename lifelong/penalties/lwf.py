@@ -2,7 +2,7 @@
 
     strength * mean over labelled positions of T^2 * KL(softmax(teacher / T) || softmax(student / T))
 
-Li and Hoiem 2016, arXiv:1606.09282, eq. 2 with T = 2: theirs is the cross-entropy of the softened
+Li and Hoiem 2016, arXiv:1606.09282, with T = 2: theirs is the cross-entropy of the softened
 answers, which differs from the divergence by a constant; the divergence is 0 where nothing changed.
 T^2 keeps the gradient's size (Hinton et al. 2015, arXiv:1503.02531). Where a head grows, old labels
 only. The teacher is the same network run with the weights that it had when the stage began, so no
@@ -12,15 +12,12 @@ second network is held; what is not trained must not change within a stage.
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from torch import Tensor
 
 from lifelong.core.axes import Context, Penalty
 from lifelong.core.settings import Range
 from lifelong.core.state import State
-from lifelong.errors import UserError
-from lifelong.numerics.distillation import kl_divergence
-from lifelong.numerics.swap import evaluating, swapped
+from lifelong.core.teacher import answer_distance, need_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +48,10 @@ class Lwf(Penalty):
     def loss(self, context: Context, state: State) -> Tensor | None:
         if not self.strength or not state["teacher"] or context.num_old_labels == 0:
             return None
-        if None in (context.model, context.objective, context.batch, context.outputs):
-            raise UserError(
-                "lwf compares answers on the current batch: give Context(model=..., objective=..., "
-                "batch=..., outputs=...)."
-            )
-        network, teacher = context.model.network, state["teacher"]
-        for name in teacher:
-            teacher[name] = teacher[name].to(context.params[name].device)  # moves once, after a resume
-        with swapped(context.params, teacher), evaluating(network), torch.no_grad():
-            old = context.objective.forward(network, context.batch).logits
-        columns = slice(context.num_old_labels)  # all where no head grows
-        new, old = context.outputs.logits[:, columns], old[:, columns]
-        if not len(new):
+        need_batch(context, "lwf")
+        if not len(context.outputs.targets):
             return None
-        return self.strength * kl_divergence(new, old, self.temperature).mean()
+        return self.strength * answer_distance(context, state["teacher"], self.temperature)
 
     def end_stage(self, context: Context, state: State) -> State:
         return {"teacher": None}

@@ -5,7 +5,7 @@
     plus magnitude * sum over modules of ||A||_2 + ||B||_2        (the authors' code; not squared)
 
 P (R, in): input directions of all finished updates; A (r, in), B: factors of the one in training.
-Wang et al. 2023, arXiv:2310.14152, eqs. 7 and 8. Where P A^T = 0 the two weight updates are
+Wang et al. 2023, arXiv:2310.14152. Where P A^T = 0 the two weight updates are
 orthogonal. P never gets a gradient.
 """
 

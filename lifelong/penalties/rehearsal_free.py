@@ -3,7 +3,7 @@
     feature:    strength * mean over labelled positions and dimensions of (f_i - f_i before the stage)^2
     prediction: strength * mean over labelled positions of T^2 KL(softmax(z before / T) || softmax(z / T))
 
-Smith et al. 2023, arXiv:2203.17269, section 3 (their Feat KD and Pred KD; no code was published).
+Smith et al. 2023, arXiv:2203.17269 (their Feat KD and Pred KD; no code was published).
 f is what the output head reads at a labelled position (pooled features, where a linear head
 decides), z its answer, of labels that are old. Their other terms are the methods l2 and ewc, which
 this one is named beside. The model before the stage is the same network run with the weights that
@@ -15,16 +15,12 @@ features of the running model take a forward pass of their own (with its own dro
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from lifelong.core.axes import Context, Penalty
-from lifelong.core.features import decision_features
 from lifelong.core.settings import Range
 from lifelong.core.state import State
-from lifelong.errors import UserError
-from lifelong.numerics.distillation import kl_divergence
-from lifelong.numerics.swap import evaluating, swapped
+from lifelong.core.teacher import answer_distance, feature_distance, need_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,38 +55,14 @@ class RehearsalFree(Penalty):
     def loss(self, context: Context, state: State) -> Tensor | None:
         if not self.strength or not state["teacher"]:
             return None
-        if None in (context.model, context.objective, context.batch, context.outputs):
-            raise UserError(
-                "rehearsal_free looks at the current batch: give Context(model=..., objective=..., "
-                "batch=..., outputs=...)."
-            )
+        need_batch(context, "rehearsal_free")
         if not len(context.outputs.targets):
             return None
-        return self._features(context, state) if self.form == "feature" else self._answers(context, state)
+        if self.form == "feature":
+            return self.strength * feature_distance(context, state["teacher"])
+        if context.num_old_labels == 0:
+            return None
+        return self.strength * answer_distance(context, state["teacher"], self.temperature)
 
     def end_stage(self, context: Context, state: State) -> State:
         return {"teacher": None}
-
-    def _features(self, context: Context, state: State) -> Tensor:
-        network = context.model.network
-        with swapped(context.params, _here(context, state)), evaluating(network), torch.no_grad():
-            old = decision_features(context.objective, network, context.batch)
-        new = decision_features(context.objective, network, context.batch)
-        return self.strength * (new.float() - old.float()).square().mean()
-
-    def _answers(self, context: Context, state: State) -> Tensor | None:
-        if context.num_old_labels == 0:
-            return None
-        network = context.model.network
-        with swapped(context.params, _here(context, state)), evaluating(network), torch.no_grad():
-            old = context.objective.forward(network, context.batch).logits
-        columns = slice(context.num_old_labels)  # all where no head grows
-        new, old = context.outputs.logits[:, columns], old[:, columns]
-        return self.strength * kl_divergence(new, old, self.temperature).mean()
-
-
-def _here(context: Context, state: State) -> dict[str, Tensor]:
-    """The teacher's weights on the device of the network (they move once, after a resume)."""
-    for name, value in state["teacher"].items():
-        state["teacher"][name] = value.to(context.params[name].device)
-    return state["teacher"]

@@ -4,7 +4,7 @@
     then, from the weights at the start of the stage:
         loss of the task + strength * mean over labelled positions and dimensions of (f - f_teacher)^2
 
-Lee et al. 2023, arXiv:2210.02871, eqs. 3 and 4: the student begins where the teacher began, not where
+Lee et al. 2023, arXiv:2210.02871: the student begins where the teacher began, not where
 it ended, which limits how far further pre-training moves away from the first model. f is what the
 output head reads at labelled positions. Choices here: both parts share the steps of the stage's
 budget, `teacher_share` of them for the teacher (give twice the epochs to see all rows in both);
@@ -21,11 +21,10 @@ import torch
 from torch import Tensor
 
 from lifelong.core.axes import Context, Penalty
-from lifelong.core.features import decision_features
 from lifelong.core.settings import Range
 from lifelong.core.state import State
-from lifelong.errors import UserError
-from lifelong.numerics.swap import evaluating, swapped
+from lifelong.core.teacher import feature_distance, need_batch
+from lifelong.numerics.anchor import copied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +54,7 @@ class SelfDistillPretrain(Penalty):
     def begin_stage(self, context: Context, state: State) -> State:
         if not self.strength or (self.first_stages and context.stage >= self.first_stages):
             return {"start": None, "teacher": None}
-        return {"start": _copied(context), "teacher": None}
+        return {"start": copied(context.params), "teacher": None}
 
     def after_update(self, context: Context, state: State) -> State:
         if not state["start"]:
@@ -63,7 +62,7 @@ class SelfDistillPretrain(Penalty):
         done, last = context.step + 1, context.num_steps
         if done < max(round(self.teacher_share * last), 1) or done >= last:
             return state
-        teacher = _copied(context)
+        teacher = copied(context.params)
         with torch.no_grad():
             for name, value in state["start"].items():
                 context.params[name].copy_(value)
@@ -73,24 +72,10 @@ class SelfDistillPretrain(Penalty):
     def loss(self, context: Context, state: State) -> Tensor | None:
         if not self.strength or not state["teacher"]:
             return None
-        if None in (context.model, context.objective, context.batch, context.outputs):
-            raise UserError(
-                "self_distill_pretrain looks at the current batch: give Context(model=..., objective=..., "
-                "batch=..., outputs=...)."
-            )
+        need_batch(context, "self_distill_pretrain")
         if not len(context.outputs.targets):
             return None
-        network, teacher = context.model.network, state["teacher"]
-        for name in teacher:
-            teacher[name] = teacher[name].to(context.params[name].device)  # moves once, after a resume
-        with swapped(context.params, teacher), evaluating(network), torch.no_grad():
-            wanted = decision_features(context.objective, network, context.batch)
-        found = decision_features(context.objective, network, context.batch)
-        return self.strength * (found.float() - wanted.float()).square().mean()
+        return self.strength * feature_distance(context, state["teacher"])
 
     def end_stage(self, context: Context, state: State) -> State:
         return {"start": None, "teacher": None}
-
-
-def _copied(context: Context) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in context.params.items()}

@@ -4,7 +4,7 @@
     importance_i <- importance_i + max(path_i, 0) / (drift_i^2 + damping)   at the end of a stage
     penalty = strength * sum_i importance_i * (theta_i - anchor_i)^2
 
-Zenke, Poole and Ganguli 2017, arXiv:1703.04200, eqs. 3 to 5; drift is what the stage changed in the
+Zenke, Poole and Ganguli 2017, arXiv:1703.04200; drift is what the stage changed in the
 weight, g the gradient of the task's loss. Here g is taken before penalties on weights are added (so
 not the gradient of this one) and before clipping; penalties on answers and a memory that joins the
 loss are part of the task. Choice: a path that raised the loss counts as no importance, since a
@@ -18,9 +18,10 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from lifelong.core.axes import Context, Params, Penalty
+from lifelong.core.axes import Context, Penalty
 from lifelong.core.settings import Range
 from lifelong.core.state import State
+from lifelong.numerics.anchor import copied, pull
 from lifelong.numerics.swap import leading
 
 Tensors = dict[str, Tensor]
@@ -53,7 +54,7 @@ class Si(Penalty):
             name: torch.zeros(p.shape, dtype=torch.float32, device=p.device)
             for name, p in context.params.items()
         }
-        return {**state, "start": _copied(context.params), "path": path, "step": None}
+        return {**state, "start": copied(context.params), "path": path, "step": None}
 
     def after_backward(self, context: Context, state: State) -> State:
         if not self.strength or not state["path"]:
@@ -78,15 +79,8 @@ class Si(Penalty):
     def loss(self, context: Context, state: State) -> Tensor | None:
         if not self.strength or not state["anchor"]:
             return None
-        terms = []
-        for name, kept in state["anchor"].items():
-            if name not in context.params:
-                continue
-            parameter = context.params[name]
-            weight = state["importance"][name].to(parameter.device)
-            drift = leading(parameter, kept.shape, name).float() - kept.to(parameter.device).float()
-            terms.append((weight * drift.square()).sum())
-        return self.strength * torch.stack(terms).sum() if terms else None
+        found = pull(context.params, state["anchor"], state["importance"])
+        return None if found is None else self.strength * found
 
     def end_stage(self, context: Context, state: State) -> State:
         if not self.strength or not state["path"]:
@@ -107,7 +101,3 @@ class Si(Penalty):
         }
         fresh = {"start": None, "path": None, "step": None}
         return {"anchor": anchor, "importance": importance, **fresh}
-
-
-def _copied(params: Params) -> Tensors:
-    return {name: parameter.detach().clone() for name, parameter in params.items()}

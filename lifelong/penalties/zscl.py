@@ -7,7 +7,7 @@
     average <- (n average + theta) / (n + 1) every `average_every` steps, from n = 1 with the weights
     at the start of the stage; handed over when the stage ends
 
-Zheng et al. 2023, arXiv:2303.06628, eqs. 2 to 6. Theirs distils the image-to-text answers of CLIP;
+Zheng et al. 2023, arXiv:2303.06628. Theirs distils the image-to-text answers of CLIP;
 here any network is held on its own answers to reference rows (next tokens), or on its features where
 it has no head over a vocabulary. The divergence differs from their cross-entropy by a constant. The
 initial model is the same network run with its first trainable weights, so tuners that renew their
@@ -34,8 +34,9 @@ from lifelong.core.model import Model
 from lifelong.core.settings import Range
 from lifelong.core.state import State
 from lifelong.errors import UserError
+from lifelong.numerics.anchor import copied, pull
 from lifelong.numerics.distillation import kl_divergence
-from lifelong.numerics.swap import evaluating, leading, swapped
+from lifelong.numerics.swap import leading, taught
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,13 +77,13 @@ class Zscl(Penalty):
         rows = reference.encode(
             self.reference, context.model, self.num_rows, self.length, context.seed, "zscl.reference"
         )
-        return {"rows": rows, "initial": _copied(context), "start": {}, "average": {}, "merged": 0}
+        return {"rows": rows, "initial": copied(context.params), "start": {}, "average": {}, "merged": 0}
 
     def begin_stage(self, context: Context, state: State) -> State:
         if not self.strength:
             return state
-        start = {name: value for name, value in _copied(context).items() if name in state["initial"]}
-        average = _copied(context) if self.average_every else {}
+        start = {name: value for name, value in copied(context.params).items() if name in state["initial"]}
+        average = copied(context.params) if self.average_every else {}
         return {**state, "start": start, "average": average, "merged": 1}
 
     def loss(self, context: Context, state: State) -> Tensor | None:
@@ -91,8 +92,8 @@ class Zscl(Penalty):
         model, params = context.model, context.params
         chosen = reference.draw(len(state["rows"]), self.batch_size, context)
         batch = reference.collate([state["rows"][i] for i in chosen], model)
-        initial = {n: t.to(params[n].device) for n, t in state["initial"].items() if n in params}
-        with swapped(params, initial), evaluating(model.network), torch.no_grad():
+        initial = {name: value for name, value in state["initial"].items() if name in params}
+        with taught(model.network, params, initial):
             old = self._look(model, batch)
         new = self._look(model, batch)
         if self._form(model) == "prediction":
@@ -127,15 +128,7 @@ class Zscl(Penalty):
     def _drift(self, context: Context, state: State) -> Tensor | float:
         if not self.consolidation or not state["start"]:
             return 0.0
-        terms = []
-        for name, kept in state["start"].items():
-            now = leading(context.params[name], kept.shape, name).float()
-            terms.append((now - kept.to(now.device).float()).square().sum())
-        return self.consolidation * torch.stack(terms).sum()
+        return self.consolidation * pull(context.params, state["start"])
 
 
 GENERATIVE = ("decoder", "encoder_decoder")
-
-
-def _copied(context: Context) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in context.params.items()}

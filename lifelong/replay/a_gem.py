@@ -3,7 +3,7 @@
     r = gradient of the mean loss of rows drawn from memory,  g = gradient of the step
     g <- g - (g . r) / (r . r) r   where g . r < 0;  else g stays
 
-Chaudhry et al. 2019, arXiv:1812.00420, eq. 11; g and r are taken over all trained weights as one
+Chaudhry et al. 2019, arXiv:1812.00420; g and r are taken over all trained weights as one
 vector. Nothing else is learned from the memory: its rows enter through r alone. g holds the
 gradients of penalties too, so the promise covers the whole step; the optimiser's moments and
 clipping come after it, as in the authors' code. Choices here: the memory is uniform over everything

@@ -2,7 +2,7 @@
 
     alpha * mean (z(x) - z_kept)^2 + beta * mean cross-entropy(z(x), y)     over remembered rows (x, y)
 
-Buzzega et al. 2020, arXiv:2004.07211, eqs. 5 and 6; beta = 0 is DER, beta > 0 is DER++. z_kept are
+Buzzega et al. 2020, arXiv:2004.07211; beta = 0 is DER, beta > 0 is DER++. z_kept are
 the logits that the step computed when the row was first seen, in training. Both terms use the same
 rows (the authors draw a second batch for the second term). Rows count alike, whatever the number of
 their labelled positions; the squared difference is a mean over positions and columns. Where a head

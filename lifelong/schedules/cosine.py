@@ -1,4 +1,4 @@
-"""Half a cosine after a linear warm-up (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, one period).
+"""Half a cosine after a linear warm-up (Loshchilov and Hutter 2017, arXiv:1608.03983, one period).
 
     scale(t) = (t + 1) / (W + 1)                                      for t < W = warmup_fraction * N
                f + (1 - f) * (1 + cos(pi * (t - W) / (N - W))) / 2    after; f = final_fraction

@@ -9,7 +9,7 @@
     anneal:     r (f / r)^((t - a) / (N - a)) for the last steps of a stage, from t = a on
                 r: the rate at a by the lines above; f = final_fraction; N: steps of the stage
 
-Ibrahim et al. 2024, arXiv:2403.08763 (section 7.4) and Janson et al. 2025, arXiv:2503.02844. New
+Ibrahim et al. 2024, arXiv:2403.08763, and Janson et al. 2025, arXiv:2503.02844. New
 data go on at the constant rate. `anneal_fraction` is set on the stage that is a branch (the one
 whose model is handed out); in the others it stays 0 and no step depends on where the stream ends.
 After an annealed stage the next one resumes at the constant rate, as a branch is not gone on from.

@@ -4,7 +4,7 @@
     <checksum>.shared    state.safetensors of an earlier checkpoint, as a hard link
     pieces.json          the tensors that lie in shared files, wholly or as far as they had grown then
     state.json           plain values
-    manifest.json        SHA-256 of the other files
+    manifest.json        SHA-256 of the other files; the fingerprint of what they come from
 
 A tensor is compared with the one of its name in the checkpoint before. Where it has the same bits it
 is not written again; where it has grown along one dimension and begins with the same bits, what it
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lifelong.store.files import checksum, read_json
+from lifelong.store.files import checksum, flushed_checksum, parse, read_json, sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,9 +65,11 @@ class Checkpoint:
 
 
 def write_checkpoint(
-    folder: Path, tensors: Mapping[str, "Tensor"], tree: Any, before: Path | None = None
+    folder: Path, tensors: Mapping[str, "Tensor"], tree: Any, before: Path | None = None, run: str = ""
 ) -> None:
-    """Into an empty folder. `before` is the checkpoint of the stage before, whole."""
+    """Into an empty folder. `before` is the checkpoint of the stage before, whole; `run` the fingerprint
+    of the configuration so far.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -91,11 +93,12 @@ def write_checkpoint(
     if pieces:
         (folder / "pieces.json").write_text(json.dumps(_grouped(pieces)), encoding="utf-8")
         names.append("pieces.json")
-    parts = {name: checksum(folder / name) for name in names}
+    parts = {name: flushed_checksum(folder / name) for name in names}
     for name, file in shared.items():
         link(earlier.folder / file, folder / name)
         parts[name] = earlier.parts[file]
-    (folder / "manifest.json").write_text(json.dumps({"format": FORMAT, "parts": parts}))
+    manifest = sealed({"format": FORMAT, "run": run, "parts": parts})
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def _grouped(pieces: Mapping[str, Pieces]) -> list[dict[str, Any]]:
@@ -135,11 +138,14 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, "Tensor"], Any]:
 def broken(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        for name, known in read_json(folder / "manifest.json")["parts"].items():
-            if checksum(folder / name) != known:
+        parts = parse(folder / "manifest.json")["parts"]
+        for name in dict.fromkeys([OWN, "state.json", *parts]):
+            if checksum(folder / name) != parts[name]:
                 return f"{name} has another checksum"
-    except (OSError, ValueError, KeyError) as error:
-        return f"{type(error).__name__}: {error}"
+    except OSError as error:
+        return f"{error.filename or folder}: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"manifest.json: {type(error).__name__}, {error}"
     return None
 
 

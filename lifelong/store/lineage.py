@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lifelong.errors import UserError, nearest
+from lifelong.store.configuration import configuration
 from lifelong.store.files import read_json
 from lifelong.store.node import UNTRAINED, Node, is_finished, read_record, stage_folders
-from lifelong.store.run import configuration
 
 DEFAULT = Path("runs")
 SHORTEST = 4  # hex digits of an id that a user may give
@@ -94,7 +94,7 @@ def _runs(folder: Path) -> list[Path]:
         return [folder] if (folder / "stages").is_dir() else []  # else a model's folder
     if not folder.is_dir():
         return []
-    inner = sorted(each.path for each in os.scandir(folder) if each.is_dir(follow_symlinks=False))
+    inner = sorted(e.path for e in os.scandir(folder) if e.is_dir(follow_symlinks=False) and e.name[0] != ".")
     return [run for each in inner for run in _runs(Path(each))]
 
 

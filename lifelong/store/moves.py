@@ -4,7 +4,6 @@ A stage folder is moved in one step, the last one first on the way out and the f
 way back, so that a process that is killed in between leaves a run that ends at some stage.
 """
 
-import json
 import os
 import re
 import shutil
@@ -16,11 +15,12 @@ from typing import Any, NamedTuple
 from lifelong.errors import UserError, nearest
 from lifelong.store import node as nodes
 from lifelong.store.checkpoint import link
+from lifelong.store.configuration import configuration
 from lifelong.store.content import digest
-from lifelong.store.files import Lock, read_json, whole_folder, write_json, write_text
+from lifelong.store.files import Lock, read_json, remove_folder, whole_folder, write_record, write_text
 from lifelong.store.lineage import History, aside_folders, history, read_nodes
+from lifelong.store.log import parse_line, raw_lines
 from lifelong.store.node import Node, row_of, stage_folders
-from lifelong.store.run import configuration
 
 
 class Held:
@@ -60,7 +60,7 @@ def revert(node: Node) -> list[Node]:
             return []
         home = _set_aside(run, len(staying) - 1)
         if coming:  # before the stages that it names
-            write_json(run / "config.json", read_json(coming[-1].home / "config.json"))
+            write_record(run / "config.json", read_json(coming[-1].home / "config.json"))
         for each in coming:
             _bring_back(run, each)
         for left in (home, *{each.home for each in coming}):
@@ -89,7 +89,7 @@ def _set_aside(run: Path, row: int) -> Path:
     """Move all after `row` to aside/NNN, with the lines of the log, and a configuration to read it by."""
     number = max([0, *(int(each.name) for each in aside_folders(run))]) + 1
     home = run / "aside" / f"{number:03d}"
-    write_json(home / "config.json", read_json(run / "config.json"))
+    write_record(home / "config.json", read_json(run / "config.json"))
     if (run / "environment.json").exists():
         link(run / "environment.json", home / "environment.json")
     _move_log(run, home, row)
@@ -120,15 +120,17 @@ def _move_log(source: Path, target: Path, after: int, until: int | None = None) 
 
 
 def _log_lines(run: Path, after: int, until: int | None) -> tuple[list[str], list[str]]:
-    """Lines of the stages `after` < row <= `until`, and the others."""
-    file = run / "log.jsonl"
+    """Lines of the stages `after` < row <= `until`, and the others. A damaged line stays where it is: the
+    next run tells it.
+    """
     inside, outside = [], []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+    for line in raw_lines(run / "log.jsonl"):
         try:
-            row = json.loads(line)["stage"] + 1
-        except ValueError:  # the last line of a killed process
+            row = parse_line(line)["stage"] + 1
+        except ValueError:
+            outside += [line] if line.endswith("\n") else []  # else the last line of a killed process
             continue
-        (inside if row > after and (until is None or row <= until) else outside).append(line + "\n")
+        (inside if row > after and (until is None or row <= until) else outside).append(line)
     return inside, outside
 
 
@@ -158,7 +160,7 @@ def branch(node: Node, target: Path) -> Path:
     config["stages"] = config["stages"][: node.row]
     config["fingerprint"] = digest({k: v for k, v in config.items() if k not in ("name", "fingerprint")})
     with whole_folder(target) as folder:
-        write_json(folder / "config.json", config)
+        write_record(folder / "config.json", config)
         if (node.home / "environment.json").exists():
             link(node.home / "environment.json", folder / "environment.json")
         log: list[str] = []
@@ -242,9 +244,7 @@ def free(known: History) -> Freed:
             held.enter_context(Held(run))
         found = garbage(history(known.folders))
         for folder in reversed(found.folders):
-            gone = folder.with_name(f".{folder.name}.gone")
-            os.replace(folder, gone)  # a reader sees all of it or nothing
-            shutil.rmtree(gone)
+            remove_folder(folder)
         for run in runs:
             for home in aside_folders(run):
                 _drop_if_empty(home)

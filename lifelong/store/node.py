@@ -1,10 +1,10 @@
 """A finished stage as a node of a model's history. Plain values, no torch.
 
 `node.json` beside a stage's checkpoint is written when the stage has been judged, from the files of
-the run alone; where it is missing (a run of an older version, a killed process) it is derived again
-to the same values. Its id is a hash of the parent's id, the training rows, the configuration, the
-code and the weights: two runs that made the same step from the same model have one node. Row 0 is
-the untrained model, named by its weights.
+the run alone; where it is missing (a run of an older version, a killed process) or damaged it is
+derived again to the same values. Its id is a hash of the parent's id, the training rows, the
+configuration, the code and the weights: two runs that made the same step from the same model have one
+node. Row 0 is the untrained model, named by its weights.
 """
 
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ from typing import Any
 
 from lifelong.errors import UserError
 from lifelong.store.content import digest
-from lifelong.store.files import read_json, write_json
+from lifelong.store.files import parse, read_json, write_record
 
 FILE = "node.json"
 ID = 12  # hex digits
@@ -91,18 +91,30 @@ def seal(run: Path, folder: Path) -> None:
         old = read_json(folder / FILE)
         if old["weights"] == found["weights"]:
             found |= {key: old[key] for key in ("id", "parent", "time", "code")}
-    write_json(folder / FILE, found)
+    write_record(folder / FILE, found)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with node.json, if anything."""
+    try:
+        parse(folder / FILE)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def read_record(run: Path, folder: Path, parent: str | None = None) -> dict[str, Any]:
     """The content of node.json, derived where the file is missing."""
+    problem = damage(folder)
+    if problem:
+        raise UserError(
+            f"{folder / FILE} is damaged ({problem}). Remove this one file: it is written again from the "
+            "others."
+        )
     if (folder / FILE).exists():
-        try:
-            return read_json(folder / FILE)
-        except UserError:
-            raise UserError(
-                f"{folder / FILE} is damaged. Remove this one file: it is written again from the others."
-            ) from None
+        return read_json(folder / FILE)
     if parent is None and row_of(folder):
         before = [each for each in stage_folders(run) if row_of(each) < row_of(folder)]
         for each in before:

@@ -2,7 +2,7 @@
 
     y = W x + scale * B A x,   A = leading principal components of x,   B = 0
 
-Paischer et al. 2024, arXiv:2410.07170, section 3. Before the first step the inputs of every target
+Paischer et al. 2024, arXiv:2410.07170. Before the first step the inputs of every target
 are decomposed batch by batch (incremental, centred), until the components that are used turn by
 less than arccos(settled) from one batch to the next. Ranks are then dealt out: of all components of
 all targets the rank * targets that explain the largest share of their input's variance are kept, at
@@ -86,10 +86,7 @@ class Eva(Tuner):
         return {"ranks": ranks}
 
     def fold(self, model: Model, state: State) -> None:
-        for name, update in self.low_rank(model, state).items():
-            module = model.network.get_submodule(name)
-            low_rank.detach(module)
-            low_rank.add_to_weight(module, update.down, update.up, update.scale)
+        low_rank.fold_all(model.network, self.low_rank(model, state))
 
     def low_rank(self, model: Model, state: State) -> dict[str, LowRank]:
         found = {}

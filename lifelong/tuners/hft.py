@@ -3,7 +3,7 @@
 Before a stage, matrices of one category and size are drawn: attention (q, k, v, o), feed-forward,
 norms. Of n such modules in a block half are frozen; where n is odd, (n + 1) / 2 in a random half of
 the blocks and (n - 1) / 2 in the others. With 3 feed-forward matrices that is the paper's rule (Hui
-et al. 2024, arXiv:2404.18466, section 2.2): two of three in half of the layers, one of three in the
+et al. 2024, arXiv:2404.18466): two of three in half of the layers, one of three in the
 rest. Embeddings, the last norm and heads are always trained.
 
 Choices here: modules are drawn among those of equal size, so that with grouped-query attention one
@@ -15,7 +15,7 @@ and checkpoints see every weight. No code of the authors was at hand.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -83,7 +83,7 @@ class Hft(Tuner):
         del model.network.half_hooks
 
     def interpolate(
-        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
     ) -> State:
         interpolate(context.params, before, ratio)
         return state

@@ -59,11 +59,7 @@ class ILora(Tuner):
 
     def attach(self, model: Model, state: State | None, seed: int) -> State:
         """State: {"slow": {parameter name: tensor}, "steps": made so far}."""
-        model.network.requires_grad_(False)
-        generator = torch.Generator().manual_seed(seed)
-        for module in low_rank.select_modules(model.network, self.targets).values():
-            low_rank.attach(module, self.rank, self.scale, self.dropout)
-            low_rank.initialise(module, generator)
+        low_rank.attach_all(model.network, self.targets, self.rank, self.scale, self.dropout, seed)
         fast = model.params()
         if state is None:
             return {"slow": {name: p.detach().clone() for name, p in fast.items()}, "steps": 0}
@@ -103,10 +99,7 @@ class ILora(Tuner):
         return swapped(model.params(), state["slow"])
 
     def fold(self, model: Model, state: State) -> None:
-        for name, update in self.low_rank(model, state).items():
-            module = model.network.get_submodule(name)
-            low_rank.detach(module)
-            low_rank.add_to_weight(module, update.down, update.up, update.scale)
+        low_rank.fold_all(model.network, self.low_rank(model, state))
 
     def low_rank(self, model: Model, state: State) -> dict[str, LowRank]:
         slow = state["slow"]

@@ -57,11 +57,7 @@ class Lcia(Tuner):
 
     def attach(self, model: Model, state: State | None, seed: int) -> State:
         """State: {"average": {name: tensor}, "gradient": {name: of the last step}}, empty between stages."""
-        model.network.requires_grad_(False)
-        generator = torch.Generator().manual_seed(seed)
-        for module in low_rank.select_modules(model.network, self.targets).values():
-            low_rank.attach(module, self.rank, self.scale, self.dropout)
-            low_rank.initialise(module, generator)
+        low_rank.attach_all(model.network, self.targets, self.rank, self.scale, self.dropout, seed)
         kept = state or {"average": {}, "gradient": {}}
         return {part: {n: t.to(model.device) for n, t in tensors.items()} for part, tensors in kept.items()}
 
@@ -98,10 +94,7 @@ class Lcia(Tuner):
         with torch.no_grad():
             for name, average in state["average"].items():
                 model.network.get_parameter(name).copy_(average)
-        for name, update in self.low_rank(model, {"average": {}}).items():
-            module = model.network.get_submodule(name)
-            low_rank.detach(module)
-            low_rank.add_to_weight(module, update.down, update.up, update.scale)
+        low_rank.fold_all(model.network, self.low_rank(model, {"average": {}}))
 
     def low_rank(self, model: Model, state: State) -> dict[str, LowRank]:
         found, average = {}, state["average"]

@@ -2,7 +2,7 @@
 
     R = best approximation of W of rank `filter_rank`;  chosen = the K entries with the largest |R|
 
-Liu et al. 2025, arXiv:2506.00772, section 3. The entries are chosen anew every `interval` steps; the
+Liu et al. 2025, arXiv:2506.00772. The entries are chosen anew every `interval` steps; the
 moments of entries that stay go with them, those of new ones begin at zero, the count of steps goes
 on. Adam's moments exist for chosen entries alone, so the update is made here:
     m, v as in AdamW;  w <- w - learning_rate * (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
@@ -17,7 +17,7 @@ gradients just before the update (after the tuner) does not reach the chosen ent
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -119,7 +119,7 @@ class Lift(Tuner):
         return None
 
     def interpolate(
-        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
     ) -> State:
         interpolate(context.params, before, ratio)
         return state

@@ -1,6 +1,6 @@
 """LoRA: one low-rank update per linear module, trained on through all stages.
 
-    y = W x + (alpha / rank) * B A x        (Hu et al. 2022, arXiv:2106.09685, eq. 3)
+    y = W x + (alpha / rank) * B A x        (Hu et al. 2022, arXiv:2106.09685)
 
 A starts uniform in +-1/sqrt(in), B at zero. The pair goes on from stage to stage; nothing protects
 what it learned before (that is what penalties and replay are for). File format: peft's.
@@ -8,8 +8,6 @@ what it learned before (that is what penalties and replay are for). File format:
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
-
-import torch
 
 from lifelong.core.axes import LowRank, Tuner
 from lifelong.core.model import Model
@@ -36,18 +34,12 @@ class Lora(Tuner):
     targets: tuple[str, ...] = ("all-linear",)  # ends of module names, or "all-linear"
 
     def attach(self, model: Model, state: State | None, seed: int) -> State:
-        model.network.requires_grad_(False)
-        generator = torch.Generator().manual_seed(seed)
-        for module in low_rank.select_modules(model.network, self.targets).values():
-            low_rank.attach(module, self.rank, self.alpha / self.rank, self.dropout)
-            low_rank.initialise(module, generator)
+        scale = self.alpha / self.rank
+        low_rank.attach_all(model.network, self.targets, self.rank, scale, self.dropout, seed)
         return {}
 
     def fold(self, model: Model, state: State) -> None:
-        for name, update in self.low_rank(model, state).items():
-            module = model.network.get_submodule(name)
-            low_rank.detach(module)
-            low_rank.add_to_weight(module, update.down, update.up, update.scale)
+        low_rank.fold_all(model.network, self.low_rank(model, state))
 
     def low_rank(self, model: Model, state: State) -> dict[str, LowRank]:
         modules = low_rank.select_modules(model.network, self.targets)

@@ -1,8 +1,8 @@
 """LoRAMoE: several low-rank experts per linear module, weighted by a router (arXiv:2312.09979).
 
-    y = W x + alpha / rank * sum_e p_e(x) B_e A_e x        p = softmax(G x), per token, dense  (eqs. 3-5)
+    y = W x + alpha / rank * sum_e p_e(x) B_e A_e x        p = softmax(G x), per token, dense
 
-Localised balancing (eqs. 7-9): the experts are two halves, and every row belongs to one of two types,
+Localised balancing: the experts are two halves, and every row belongs to one of two types,
 here by the stage that it came from. With Q_{s,e} = sum over tokens of p_e, and I_{s,e} = 1 + delta where
 the half of e is that of the type of s, else 1 - delta,
 

@@ -3,7 +3,7 @@
     n_j = sum over positions of |h_j|,   h = W x + b   (accumulated over the passes of a step)
     row j of W moves  iff  n_j >= quantile(n, masked)
 
-Du et al. 2024, arXiv:2406.17245, section 3.2: the magnitudes normalised to sum 1 decide; the sum is
+Du et al. 2024, arXiv:2406.17245: the magnitudes normalised to sum 1 decide; the sum is
 one number per layer and so changes no rank, unless every position is normalised by itself
 (`normalise: position`). Biases, embeddings, norms and heads always move. The first stage is trained
 in full. The authors' code zeroes gradients and leaves the rest to AdamW, which goes on to move masked
@@ -11,26 +11,22 @@ rows by momentum and decay; here they stand still (`strict`), and False gives th
 
 Choices here: positions that are padding do not count (the authors' count); forward passes in
 training mode with gradients count, replayed rows included, a teacher's do not; output heads are not
-masked. The paper's second form, masks on the factors of LoRA, is left out: its code cannot be run
-and the text leaves open how the outputs of B are clustered.
+masked. The paper's second form, masks on the factors of LoRA, is the method `migu_lora`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
-from torch import distributed as dist
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 from lifelong.core.axes import Context, Tuner
 from lifelong.core.model import Model
 from lifelong.core.settings import Range
 from lifelong.core.state import State
+from lifelong.numerics import output_masks
 from lifelong.numerics.interpolation import interpolate
 from lifelong.numerics.low_rank import linear_modules
-from lifelong.numerics.observing import observe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,68 +56,27 @@ class Migu(Tuner):
         network = model.network
         for parameter in network.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
-        network.output_sums = {}  # by module, (out,) float32; empty between steps
-        self._watch(network, bool(state and state["active"]))
-        return {"active": network.counts_outputs}
+        active, by_position = bool(state and state["active"]), self.normalise == "position"
+        output_masks.watch(network, linear_modules(network), active, by_position, factors=False)
+        return {"active": active}
 
     def begin_stage(self, context: Context, state: State) -> State:
-        network = context.model.network
-        network.output_sums.clear()
-        network.counts_outputs = context.stage >= self.first_stage
-        return {"active": network.counts_outputs}
+        active = context.stage >= self.first_stage
+        output_masks.restart(context.model.network, active)
+        return {"active": active}
 
     def before_update(self, context: Context, state: State) -> State:
-        """Zero the gradients of masked rows; keep their values until the optimiser has stepped."""
-        sums, held = context.model.network.output_sums, {}
-        for name, sizes in sums.items():
-            module = context.model.network.get_submodule(name)
-            if module.weight.grad is None:
-                continue
-            if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(sizes)
-            rows = (sizes < torch.quantile(sizes, self.masked)).nonzero()[:, 0]
-            _rows(module, module.weight.grad).index_fill_(0, rows, 0.0)
-            if self.strict and len(rows):
-                held[name] = {"rows": rows, "values": _rows(module, module.weight.detach())[rows]}
-        sums.clear()
-        return {**state, "held": held}
+        return {**state, "held": output_masks.mask(context.model.network, self.masked, self.strict)}
 
     def after_update(self, context: Context, state: State) -> State:
-        for name, kept in state["held"].items():
-            module = context.model.network.get_submodule(name)
-            _rows(module, module.weight.detach()).index_copy_(0, kept["rows"], kept["values"])
+        output_masks.put_back(context.model.network, state["held"])
         return {"active": state["active"]}
 
     def fold(self, model: Model, state: State) -> None:
-        network = model.network
-        for handle in network.output_hooks:
-            handle.remove()
-        del network.output_hooks, network.output_sums, network.counts_outputs
+        output_masks.unwatch(model.network)
 
     def interpolate(
-        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
     ) -> State:
         interpolate(context.params, before, ratio)
         return state
-
-    def _watch(self, network: nn.Module, active: bool) -> None:
-        sums: dict[str, Tensor] = network.output_sums
-        network.counts_outputs = active
-
-        def count(name: str, inputs: Tensor, output: Tensor, real: Tensor | None) -> None:
-            if not (network.counts_outputs and network.training and torch.is_grad_enabled()):
-                return
-            sizes = output.detach().abs().float()
-            if self.normalise == "position":
-                sizes = sizes / sizes.sum(-1, keepdim=True).clamp_min(torch.finfo(sizes.dtype).tiny)
-            if real is not None:
-                sizes = sizes * real.unsqueeze(-1)
-            total = sizes.flatten(0, -2).sum(0)
-            sums[name] = sums[name] + total if name in sums else total
-
-        network.output_hooks = observe(network, linear_modules(network), count)
-
-
-def _rows(module: nn.Module, tensor: Tensor) -> Tensor:
-    """View with one row per output unit."""
-    return tensor.T if isinstance(module, Conv1D) else tensor

@@ -1,7 +1,7 @@
 """MoRA: every rank is an expert that scores its own relevance ("Little By Little", arXiv:2506.21035).
 
-    y = W x + alpha * sum_{i in top} g_i(x) b_i <a_i, x>      g = softmax of score_i(x) / temperature
-    top = the `budget` highest scores of all experts so far     (eq. 8)
+    y = W x + alpha * sum_{i in top} g_i(x) b_i <a_i, x>      g = softmax of score_i(x) / temperature (eq. 8)
+    top = the `budget` highest scores of all experts so far
 
 Each stage adds `rank` experts (a_i, b_i), b_i = 0; those of finished stages are frozen and stay in the
 pool. The score needs no router: it is the size of the expert's own activation.

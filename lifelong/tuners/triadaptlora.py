@@ -11,7 +11,7 @@ room = rank * modules - ranks so far, m = share of the remaining stage that has 
 budget for all stages: once the mean rank is `rank` nothing grows, so cost does not rise with tasks.
 
 Differences. scale: `fixed` is alpha / rank, with which growth leaves the function as it is; `own` is
-the paper's alpha / (R + 1e-5), which shrinks the whole update by R_old / R_new at every growth. A and
+the published alpha / (R + 1e-5), which shrinks the whole update by R_old / R_new at every growth. A and
 B are drawn from N(0, 0.02^2) for every block and the core starts at 0: with A alone drawn, as the
 authors' code is catalogued, every gradient is 0. Warm-up is a share of the stage, not a number of
 steps. The orthogonality term is strength * mean over all A and B of |Gram - I|_F.
@@ -47,7 +47,7 @@ class Triadaptlora(Tuner):
     rank: Annotated[int, Range(1)] = 8  # mean rank of a module when the budget is spent
     growth: Annotated[int, Range(1)] = 4  # rank of the first block and of each further one; half of `rank`
     alpha: Annotated[float, Range(0, open_low=True)] = 16.0  # of the scale
-    scaling: Literal["fixed", "own"] = "fixed"  # alpha / rank, or alpha / the module's own rank (paper)
+    scaling: Literal["fixed", "own"] = "fixed"  # alpha / rank, or as published alpha / the own rank
     dropout: Annotated[float, Range(0, 1, open_high=True)] = 0.0  # on the input of A, in training
     targets: tuple[str, ...] = ("all-linear",)  # ends of module names, or "all-linear"
     interval: Annotated[int, Range(1)] = 20  # steps between growths

@@ -15,6 +15,8 @@ from conftest import save
 from made_runs import contents
 from test_mistakes import refused
 
+from lifelong.store.files import read_json
+
 NAMES = ("sky", "farm", "city")
 METHOD = ["o_lora", "orthogonal", "reservoir"]
 
@@ -237,7 +239,9 @@ def test_diff_agrees_with_the_evaluations(lifelong, updated, monkeypatch):
     assert found["prose"]["learned"][0]["input"]
     said = lifelong("diff", "runs/prod:untrained", "runs/prod", "--weights")
     assert (
-        "model.layers.1" in said.out and "paired bootstrap" in said.out and "learned, prose row" in said.out
+        "model.layers.1" in said.out
+        and "interval: paired, over rows" in said.out
+        and "learned, prose row" in said.out
     )
 
 
@@ -339,7 +343,7 @@ def test_mistakes_change_nothing(lifelong, updated, tmp_path, monkeypatch, words
     if words[1].startswith("12"):
         for id, folder in (("12ab34567890", "001-sky"), ("12ab99999999", "002-farm")):
             file = Path(f"runs/prod/stages/{folder}/node.json")
-            file.write_text(json.dumps(json.loads(file.read_text()) | {"id": id}))
+            made_runs.write(file, read_json(file) | {"id": id})
     before = contents(tmp_path)
     refused(lifelong(*words), *told)
     assert contents(tmp_path) == before

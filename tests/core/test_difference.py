@@ -9,8 +9,9 @@ from scipy.stats import binomtest
 
 from lifelong.core.difference import compare
 from lifelong.errors import UserError
-from lifelong.numerics.intervals import bootstrap_interval
+from lifelong.numerics.intervals import paired_interval
 from lifelong.store import lineage
+from lifelong.store.files import read_json
 
 
 def lines(name, scores, rows=None, tokens=3, predict=True):
@@ -44,7 +45,7 @@ def test_flips_interval_and_test(nodes):
     better, worse = int((after > before).sum()), int((after < before).sum())
     assert (found["better"], found["worse"], found["rows"]) == (better, worse, 60)
     assert found["difference"] == pytest.approx((after - before).mean())
-    assert (found["low"], found["high"]) == bootstrap_interval((after - before).tolist(), 0)
+    assert (found["low"], found["high"]) == paired_interval(after, before, bound=1.0)[1:3]
     assert found["p_value"] == pytest.approx(binomtest(better, better + worse).pvalue)
     assert [e["row"] for e in found["learned"]] == np.flatnonzero(after > before).tolist()
     assert [e["row"] for e in found["lost"]] == np.flatnonzero(after < before).tolist()
@@ -104,7 +105,7 @@ def test_what_a_row_asks_comes_from_the_untrained_model(nodes):
 
 
 def test_sets_of_one_side_and_older_answers(nodes):
-    evaluation = json.loads((nodes[2].folder / "evaluation.json").read_text())
+    evaluation = read_json(nodes[2].folder / "evaluation.json")
     evaluation["sets"].append(evaluation["sets"][0] | {"name": "city"})
     made_runs.write(nodes[2].folder / "evaluation.json", evaluation)
     old = [{k: v for k, v in each.items() if k not in ("score", "id")} for each in lines("sky", [0, 1])]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -16,6 +17,7 @@ from lifelong.core.life import derive
 from lifelong.core.plan import Plan
 from lifelong.core.stream import Budget
 from lifelong.errors import UserError
+from lifelong.objectives.sft import Sft
 from lifelong.penalties.l2 import L2
 from lifelong.penalties.lwf import Lwf
 from lifelong.replay.reservoir import Reservoir
@@ -155,6 +157,22 @@ def test_in_bfloat16_frozen_weights_are_half_and_trained_ones_float32(tmp_path):
     assert kinds == {True: torch.float32, False: torch.bfloat16}
     _, model = train(tmp_path / "full", tiny_stream.stream(), [Full()], precision="bfloat16")
     assert {p.dtype for p in model.network.parameters()} == {torch.float32}
+
+
+def test_what_cannot_be_trained_is_told_before_anything_is_evaluated(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        train(tmp_path / "targets", tiny_stream.stream(), [Lora(targets=("nowhere",))])
+    stream = tiny_stream.stream(objective=Sft())
+    pairs = [[{"prompt": "p", "completion": text * 40} for text in texts] for texts in ("a", "b")]
+    pairs[1][0]["completion"] *= 100  # longer than the window, in the last stage
+    stages = [
+        replace(stage, rows=rows, labels=(), evals=())
+        for stage, rows in zip(stream.stages, pairs, strict=True)
+    ]
+    with pytest.raises(UserError, match="completion"):
+        train(tmp_path / "window", replace(stream, stages=tuple(stages)), [Lora(rank=2)])
+    for name in ("targets", "window"):
+        assert not (tmp_path / name / "stages").exists()
 
 
 def test_trackers_get_the_losses(tmp_path):

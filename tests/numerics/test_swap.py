@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lifelong.errors import UserError
-from lifelong.numerics.swap import differentiating, evaluating, leading, swapped
+from lifelong.numerics.swap import differentiating, evaluating, leading, swapped, taught
 
 
 def pair():
@@ -87,3 +87,15 @@ def test_modes_and_flags_come_back_one_by_one():
         assert network[1].bias.requires_grad and not network[1].weight.requires_grad
     assert [m.training for m in network] == [False, True, True]
     assert not network[1].bias.requires_grad and network[1].weight.requires_grad
+
+
+def test_a_teacher_has_its_weights_no_dropout_and_no_gradient():
+    _, params, values = pair()
+    network = nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 4)).train()
+    own = {f"1.{name}": p.detach().clone() for name, p in network[1].named_parameters()}
+    teacher, inputs = {f"1.{name}": value for name, value in values.items()}, torch.randn(5, 3)
+    with taught(network, dict(network.named_parameters()), teacher):
+        made = network(inputs)
+    torch.testing.assert_close(made, inputs @ values["weight"].T + values["bias"])
+    assert not made.requires_grad and network[0].training and network(inputs).requires_grad
+    assert all(torch.equal(p, own[name]) for name, p in network.named_parameters())

@@ -12,7 +12,7 @@ from made_runs import contents
 
 from lifelong.errors import UserError
 from lifelong.store import lineage, moves, node
-from lifelong.store.files import Lock
+from lifelong.store.files import Lock, read_json
 
 STAGES = ("sky", "farm", "city")
 
@@ -51,7 +51,7 @@ def test_the_id_depends_on_all_that_made_the_node(tmp_path, change):
     again = lineage.read_nodes(made_runs.make(tmp_path / "b"))[2]
     assert first.id == again.id  # the same step from the same model, wherever it lies
     other = made_runs.make(tmp_path / "c", seal=False, **settings)
-    config = json.loads((other / "config.json").read_text())
+    config = read_json(other / "config.json")
     if change == "data":
         config["stages"][1]["data"] = "9" * 64
     if change == "code":
@@ -64,7 +64,7 @@ def test_what_was_judged_later_does_not_change_the_id(tmp_path):
     run = made_runs.make(tmp_path / "run")
     before = lineage.read_nodes(run)
     made_runs.write(run / "environment.json", {"code": "newer"})
-    evaluation = json.loads((before[2].folder / "evaluation.json").read_text())
+    evaluation = read_json(before[2].folder / "evaluation.json")
     evaluation["sets"].append(evaluation["sets"][0] | {"name": "city", "task": 2, "value": 0.25})
     made_runs.write(before[2].folder / "evaluation.json", evaluation)
     node.seal(run, before[2].folder)
@@ -128,7 +128,7 @@ def test_an_ambiguous_beginning_is_refused(tmp_path, monkeypatch):
     run = made_runs.make(tmp_path / "runs/prod", STAGES)
     for row, id in ((1, "12ab34567890"), (2, "12ab99999999")):
         file = run / f"stages/{row:03d}-{STAGES[row - 1]}/node.json"
-        made_runs.write(file, json.loads(file.read_text()) | {"id": id})
+        made_runs.write(file, read_json(file) | {"id": id})
     with pytest.raises(UserError, match=r"begins 2 ids: 12ab34567890 \(.*:sky\); 12ab99999999 \(.*:farm\)"):
         lineage.find("12ab", tmp_path / "runs")
     assert lineage.find("12ab9", tmp_path / "runs").stage == "farm"
@@ -233,7 +233,7 @@ def test_killed_on_the_way_forth(tmp_path, monkeypatch, moment):
     with pytest.raises(KeyboardInterrupt):
         moves.revert(aim)
     monkeypatch.setattr(os, "replace", real)
-    named = [each["name"] for each in json.loads((run / "config.json").read_text())["stages"]]
+    named = [each["name"] for each in read_json(run / "config.json")["stages"]]
     assert chain(run) == named[: len(chain(run))] and set(ids(run).values()) == every
     moves.revert(next(each for each in lineage.read_nodes(run) if each.id == city.id))
     assert chain(run) == list(STAGES) and set(ids(run).values()) == every
@@ -260,7 +260,7 @@ def test_a_branch_shares_its_files(tmp_path):
         :3
     ]
     assert rows(other) == [1, 1, 2, 2]
-    assert [each["name"] for each in json.loads((other / "config.json").read_text())["stages"]] == [
+    assert [each["name"] for each in read_json(other / "config.json")["stages"]] == [
         "sky",
         "farm",
     ]

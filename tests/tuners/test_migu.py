@@ -100,6 +100,26 @@ def test_masked_rows_keep_every_bit_and_the_published_form_moves_them(architectu
             assert max(moved) > 1e-3
 
 
+@pytest.mark.parametrize(("strict", "moved"), [(True, 0.0), (False, 0.0670)])
+def test_how_far_one_step_of_adam_carries_a_masked_row(strict, moved):
+    """A gradient g, then 0: 0.1 * (0.09 / 0.19) / sqrt(0.000999 / 0.001999) = 0.067."""
+    method, model, context, state = begun(strict=strict)
+    name, module = "model.layers.0.self_attn.k_proj", nn.Linear(8, 16, bias=False)
+    model.network.set_submodule(name, module)
+    optimizer = torch.optim.AdamW([module.weight], lr=0.1, weight_decay=0.0)
+    module.weight.grad = torch.ones(16, 8)
+    optimizer.step()
+    before = module.weight.detach().clone()
+    module.weight.grad = torch.ones(16, 8)
+    model.network.output_sums[name] = torch.arange(16.0)
+    state = method.before_update(context, state)
+    optimizer.step()
+    method.after_update(context, state)
+    change = (module.weight.detach() - before).abs()
+    torch.testing.assert_close(change[:11], torch.full((11, 8), moved), atol=5e-5, rtol=0)
+    torch.testing.assert_close(change[11:], torch.full((5, 8), 0.1), atol=5e-5, rtol=0)
+
+
 def trained(method, stage):
     model = tiny.model("llama")
     state, _ = train(method, model, method.attach(model, None, seed=0), stage=stage)
