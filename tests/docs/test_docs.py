@@ -18,12 +18,12 @@ import torch
 from pydantic_core import PydanticUndefined
 
 import lifelong as ll
-from lifelong import launch
+from lifelong import bench, launch
 from lifelong.core import composition, discover, evaluation
 from lifelong.core.axes import MatrixMetric
 from lifelong.numerics import intervals
 from lifelong.store.run import read_run
-from lifelong.streams import build, builtin, config, mistakes, plain_yaml
+from lifelong.streams import bench_file, build, builtin, config, mistakes, plain_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -161,6 +161,10 @@ def data(tmp_path):
 @pytest.mark.parametrize("text", with_blocks(PAGES, "yaml"))
 def test_every_stream_file_parses_and_builds(text, data, monkeypatch, tmp_path):
     make_outsiders(tmp_path, monkeypatch)
+    if "methods" in plain_yaml.parse(text, "example"):
+        (tmp_path / "bench.yaml").write_text(text)
+        bench.check(bench_file.read(tmp_path / "bench.yaml"))
+        return
     chosen = config.parse(plain_yaml.parse(text, "example"), "example")
     methods = build.methods(chosen.method)
     built = build.stream(chosen, data(chosen))
