@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow test-browser test-gpu bench bench-gpu lint format clean
+.PHONY: demo test test-slow test-faults test-browser test-gpu bench results bench-gpu lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lifelong demo
@@ -18,6 +18,10 @@ test: $(VENV)/.test lint
 test-slow: $(VENV)/.test $(VENV)/.demo
 	$(BIN)/python -m pytest -m slow
 
+# A run is killed, its disk filled and its files damaged, some hundred times in all.
+test-faults: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m faults
+
 test-browser: $(VENV)/.test
 	$(BIN)/python -m pytest -m browser
 
@@ -26,6 +30,12 @@ test-gpu: $(VENV)/.test $(VENV)/.demo
 
 bench: $(VENV)/.bench $(VENV)/.demo
 	$(BIN)/python -m bench
+
+# The tables of docs/results: an hour.
+results: $(VENV)/.demo
+	$(BIN)/lifelong bench docs/results/embedded.yaml
+	cp runs/results/embedded/bench.md docs/results/embedded.md
+	cp runs/results/embedded/bench.csv docs/results/embedded.csv
 
 bench-gpu: $(VENV)/.bench $(VENV)/.demo
 	$(BIN)/python -m bench --device cuda

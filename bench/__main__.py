@@ -11,7 +11,9 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # TRL reports its use over the network otherwise
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-QUESTIONS = ("startup", "step", "sft", "scoring", "o_lora", "importance", "overhead")
+QUESTIONS = (
+    "startup", "step", "sft", "scoring", "o_lora", "importance", "overhead", "checkpoint", "merge",
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

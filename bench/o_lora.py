@@ -52,7 +52,7 @@ def compare(
     settings: Settings, models: list[Model], rows: list[Row], objective: Objective, batch_size: int,
     tuner: OLora, precision: str, name: str,
 ) -> Figure:  # fmt: skip
-    size, repeats = settings.repeats(2, 5), settings.repeats(3, 16)
+    size, repeats = settings.repeats(2, 4), settings.repeats(3, 8)
     steps = size * (repeats + 1)
     workers = {}
     for index, model in zip((EARLY, LATE), models, strict=True):

@@ -66,7 +66,7 @@ def measure(settings: Settings) -> list[Figure]:
         "one protocol": calls(lambda: generate(PROTOCOL, 1), model),
         "read": calls(read, model),
     }
-    blocks = in_turns(workers, 1, settings.repeats(3, 15))
+    blocks = in_turns(workers, 1, settings.repeats(3, 7))
     apart = largest_difference(model, prompts[:2], labels)
     bound = middle(blocks["generate"]) / middle(blocks["read"])
     work = 2 * linear_weights(model.network) * ROWS * TOKENS

@@ -46,7 +46,7 @@ RANK = 8
 
 
 def measure(settings: Settings) -> list[Figure]:
-    size, repeats = settings.repeats(2, 3), settings.repeats(3, 8)
+    size, repeats = settings.repeats(2, 3), settings.repeats(3, 5)
     warm_up, precision = 1, "bfloat16"
     model = settings.model()
     rows = short(prompts(), model)

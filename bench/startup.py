@@ -1,4 +1,4 @@
-"""How long until the program answers, and does it load what it does not need?"""
+"""How long until the program answers, also on a long history, and does it load what it does not need?"""
 
 import statistics
 import subprocess
@@ -16,9 +16,12 @@ from lifelong.core.engine import Settings as RunSettings
 from lifelong.core.stream import EvalSet
 from lifelong.metrics.perplexity import Perplexity
 from lifelong.objectives.causal_lm import CausalLm
+from lifelong.store.files import write_json
+from lifelong.store.node import seal
 from lifelong.tuners.lora import Lora
 
 LIMIT = 0.3  # seconds
+LOG_LIMIT = 0.5
 TURNS = 7
 HEAVY = ("torch", "transformers", "accelerate", "numpy", "datasets", "peft")
 CALL = "import sys; sys.argv = ['lifelong', *sys.argv[1:]]; from lifelong.cli.main import main; main()"
@@ -32,24 +35,31 @@ def measure(settings: Settings) -> list[Figure]:
     with tempfile.TemporaryDirectory() as place:
         run = str(finished_run(Path(place) / "run"))
         page = str(Path(place) / "report.html")
-        verbs = {"--help": ["--help"], "methods": ["methods"], "report": ["report", run, "--output", page]}
-        return [wall_time(), *(imports(name, words) for name, words in verbs.items())]
+        verbs = {"--help": ["--help"], "methods": ["methods"], "report": ["report", run, "--output", page],
+                 "log": ["log", run]}  # fmt: skip
+        history = Path(place) / "history"
+        num_nodes = long_history(history)
+        return [
+            wall_time("--help", ["--help"], LIMIT),
+            wall_time(f"log FOLDER-OF-{num_nodes}-NODES", ["log", str(history)], LOG_LIMIT),
+            *(imports(name, words) for name, words in verbs.items()),
+        ]
 
 
-def wall_time() -> Figure:
+def wall_time(name: str, words: list[str], limit: float) -> Figure:
     """Fresh processes; a bare interpreter takes turns with them."""
     script = Path(sys.executable).parent / "lifelong"
-    command = [str(script), "--help"] if script.exists() else [sys.executable, "-c", CALL, "--help"]
+    command = [*([str(script)] if script.exists() else [sys.executable, "-c", CALL]), *words]
     ours, bare = [], []
     for _ in range(TURNS + 1):
         ours.append(seconds(command))
         bare.append(seconds([sys.executable, "-c", "pass"]))
     ours, bare = ours[1:], bare[1:]  # the first one fills the disk cache
     return Figure(
-        question=f"Seconds until `lifelong --help` has answered, against a Python that does nothing; "
+        question=f"Seconds until `lifelong {name}` has answered, against a Python that does nothing; "
         f"median of {TURNS} fresh processes",
         ours=statistics.median(ours), baseline=statistics.median(bare), unit="s",
-        value=statistics.median(ours), value_unit="s", limit=LIMIT,
+        value=statistics.median(ours), value_unit="s", limit=limit,
         spread=f"from {min(ours):.3f} to {max(ours):.3f} s",
     )  # fmt: skip
 
@@ -71,6 +81,26 @@ def imports(name: str, words: list[str]) -> Figure:
         ours=None, baseline=None, unit="", value=len(loaded), value_unit="packages", limit=0,
         arithmetic=f"loaded: {', '.join(loaded)}" if loaded else "none of them",
     )  # fmt: skip
+
+
+def long_history(folder: Path) -> int:
+    """20 runs of 50 stages, each judged on 50 sets; returns the number of nodes."""
+    names = [f"task{i}" for i in range(50)]
+    common = {"name": "x", "model": {"name": "m", "fingerprint": "ab" * 32}, "stream": "sequence", "seed": 0}
+    for number in range(20):
+        run = folder / f"run{number}"
+        stages = [{"name": name, "data": "d" * 64, "budget": {"epochs": 1.0}} for name in names]
+        write_json(run / "config.json", common | {"fingerprint": "f", "methods": [], "stages": stages})
+        for row in range(len(names) + 1):
+            stage = run / "stages" / f"{row:03d}-{names[row - 1] if row else 'untrained'}"
+            sets = [{"name": n, "unit": "%", "value": 0.5, "task": i, "general": False}
+                    for i, n in enumerate(names)]  # fmt: skip
+            write_json(stage / "evaluation.json", {"sets": sets})
+            if row:
+                write_json(stage / "cost.json", {"seconds": 12.3, "tokens": 10000, "steps": 30})
+                write_json(stage / "checkpoint" / "manifest.json", {"parts": {"state": f"{number} {row}"}})
+            seal(run, stage)
+    return 1 + 20 * len(names)
 
 
 def finished_run(folder: Path) -> Path:

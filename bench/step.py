@@ -45,7 +45,7 @@ def measure(settings: Settings) -> list[Figure]:
 
 def compare(size: Size, precision: str, limit: float | None, settings: Settings) -> Figure:
     long = size.width >= 128
-    block, repeats = settings.repeats(2, 3) if long else settings.repeats(20, 40), settings.repeats(4, 20)
+    block, repeats = settings.repeats(2, 3) if long else settings.repeats(20, 40), settings.repeats(4, 15)
     warm_up = block
     steps = warm_up + block * repeats
     model = llama(size, settings.device)

@@ -26,13 +26,20 @@ _WHERE = {
     "Stream": "lifelong.core.stream",
     "EvalSet": "lifelong.core.stream",
     "Budget": "lifelong.core.stream",
+    "Erasure": "lifelong.core.stream",
     "Optimization": "lifelong.core.stream",
+    "Guard": "lifelong.core.stream",
     "AccuracyMatrix": "lifelong.core.matrix",
+    "Node": "lifelong.store.node",
+    "history": "lifelong.store.lineage",
+    "find": "lifelong.store.lineage",
+    "compare": "lifelong.core.difference",
     "UserError": "lifelong.errors",
+    "OverBudget": "lifelong.errors",
 }
 _AXES = (
-    "objectives", "tuners", "penalties", "replay", "mixing", "mergers", "analytic", "schedules",
-    "diagnostics", "metrics", "numerics",
+    "objectives", "tuners", "penalties", "replay", "mixing", "mergers", "analytic", "unlearning",
+    "schedules", "diagnostics", "metrics", "numerics",
 )  # fmt: skip
 
 __all__ = ["__version__", *_WHERE, *_AXES]

@@ -12,19 +12,22 @@ import torch
 from accelerate import PartialState
 
 from lifelong import __version__
-from lifelong.core import engine, evaluation
-from lifelong.core.agreement import check_head, check_kinds, check_objectives
+from lifelong.core import discover, engine, evaluation
+from lifelong.core.agreement import check_erasure, check_head, check_kinds, check_objectives
 from lifelong.core.axes import Method
 from lifelong.core.composition import Methods, axis_of, compose
-from lifelong.core.engine import Listener, Settings
+from lifelong.core.engine import Event, Listener, Settings
+from lifelong.core.guard import check_guard
 from lifelong.core.matrix import AccuracyMatrix
 from lifelong.core.model import Model
-from lifelong.core.stream import Stage, Stream, joined
+from lifelong.core.stream import EvalSet, Stage, Stream, joined, without_erased
 from lifelong.errors import UserError
 from lifelong.models import compute, pretrained, restore
 from lifelong.models.judge import judge_stream
+from lifelong.store import content
 from lifelong.store.files import read_json
-from lifelong.store.run import Follower, RunFolder
+from lifelong.store.follower import Follower
+from lifelong.store.run import RunFolder
 from lifelong.streams import build, config
 from lifelong.streams.config import RunConfig
 
@@ -54,13 +57,15 @@ def run(
     settings: Settings | None = None,
     folder: str | Path | None = None,
     listen: Listener = lambda event: None,
+    untrained: Path | None = None,
 ) -> Run:
     """Train `model` on every stage of `stream` and judge it after each; resumes what is in `output`.
 
     `model` is a loaded model or a name that `load` takes; `stream` a stream object, a stream file
     or its content, whose relative paths start at `folder` (default: where the file is); `methods`
     method objects, or a recipe's name (default: what the file says). A `model` given here takes the
-    place of the one that the file names. What can be refused without the weights is refused first.
+    place of the one that the file names. `untrained` is a folder with the evaluation of the untrained
+    model on the same sets, as another run made it. What can be refused without the weights is refused first.
     """
     chosen = _as_config(stream, model)
     methods = _as_methods(methods, chosen)
@@ -69,9 +74,7 @@ def run(
         if folder is None:
             folder = Path(stream).parent if isinstance(stream, (str, Path)) else Path()
         stream = build.stream(chosen, folder)
-    if methods.stream == "joint":
-        stream = joined(stream)
-    check_objectives(stream, methods)
+    stream = planned(stream, methods, listen)
     if isinstance(model, str):
         model = load_model(chosen, seed) if chosen else pretrained.load(model, seed=seed)
     check_kinds(stream, model)
@@ -82,7 +85,28 @@ def run(
         settings = settings or settings_of(chosen)
     settings = replace(settings or Settings(), seed=seed)
     target = Path(output or (record and record["output"]) or "runs/run")
-    return execute(model, stream, methods, target, settings, record, listen)
+    return execute(model, stream, methods, target, settings, record, listen, untrained)
+
+
+def planned(stream: Stream, methods: Methods, listen: Listener = lambda event: None) -> Stream:
+    """The stages as they are trained: in order, or joined. UserError where that is seen to fail without
+    the weights.
+    """
+    stream = stream if methods.stream == "sequence" else _bound(stream, methods, listen)
+    check_objectives(stream, methods)
+    check_erasure(stream, methods)
+    check_guard(stream, methods)
+    return stream
+
+
+def _bound(stream: Stream, methods: Methods, listen: Listener) -> Stream:
+    """A bound is not guarded, and it retrains: as if rows that the stream erases had never been in it."""
+    if stream.guard is not None:
+        text = f"{methods.stream} has no earlier stages, so there is nothing to guard."
+        listen(Event("notice", 0, text=text))
+        stream = replace(stream, guard=None)
+    stream = without_erased(stream)
+    return joined(stream) if methods.stream == "joint" else stream
 
 
 def _one_seed(chosen: RunConfig | None) -> int:
@@ -145,7 +169,7 @@ def load_model(chosen: RunConfig, seed: int = 0) -> Model:
 
 def execute(
     model: Model, stream: Stream, methods: Methods, output: Path, settings: Settings,
-    record: dict[str, Any], listen: Listener,
+    record: dict[str, Any], listen: Listener, untrained: Path | None = None,
 ) -> Run:  # fmt: skip
     """One run in one folder: the sequence, the joint bound, or one fresh model per task."""
     names = [PER_TASK] if methods.stream == PER_TASK else [stage.name for stage in stream.stages]
@@ -162,6 +186,8 @@ def execute(
         if methods.stream == PER_TASK:
             summary = _per_task(model, stream, methods, folder, settings, record, listen)
             return Run(folder.path, summary)
+        if untrained is not None:
+            folder.take_over(untrained)
         summary = engine.train(model, stream, methods, folder, settings, listen)
         return Run(folder.path, summary, model)
     finally:
@@ -224,10 +250,10 @@ def describe(
                   "parameters": sum(p.numel() for p in model.network.parameters()),
                   "source": record.get("model", {"name": model.name}) | model.notes.get("made", {})},
         "stages": [_about_stage(stage) for stage in stream.stages],
-        "general": [{"name": each.name, "num_rows": len(each.rows)} for each in stream.general],
+        "general": [_about_set(each) for each in stream.general],
     }  # fmt: skip
     about = _json(about)
-    return about | {"fingerprint": config.digest(about | {"name": None})}
+    return about | {"fingerprint": content.digest(about | {"name": None})}
 
 
 def _about_stage(stage: Stage) -> dict[str, Any]:
@@ -235,13 +261,19 @@ def _about_stage(stage: Stage) -> dict[str, Any]:
         "name": stage.name,
         "num_rows": len(stage.rows),
         "num_eval_rows": sum(len(each.rows) for each in stage.evals),
+        "evals": [_about_set(each) for each in stage.evals],
         "objective": {"name": _id(stage.objective), "settings": asdict(stage.objective)},
         "labels": list(stage.labels),
+        "erases": asdict(stage.erases) if stage.erases else None,
         "budget": {k: v for k, v in asdict(stage.budget).items() if v is not None},
         "optimization": asdict(replace(stage.optimization, schedule=None)) | {
             "schedule": {"name": _id(stage.optimization.schedule), **asdict(stage.optimization.schedule)}},
-        "data": config.digest(list(map(dict, stage.rows))),
+        "data": content.rows_digest(stage.rows),
     }  # fmt: skip
+
+
+def _about_set(each: EvalSet) -> dict[str, Any]:
+    return {"name": each.name, "num_rows": len(each.rows), "data": evaluation.identity(each)}
 
 
 def _id(method: Method) -> str:
@@ -263,6 +295,7 @@ def environment(settings: Settings, model: Model) -> dict[str, Any]:
     device = model.device
     return {
         "lifelong": __version__,
+        "code": f"{__version__}+{content.sources_digest(discover.PACKAGE)[:8]}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

@@ -72,6 +72,10 @@ def companions(each: Description) -> list[str]:
     if each.axis == "mergers":
         found = discover.names("tuners")
         return [name for name in found if constants("tuners", name).get("interpolates", False)][:1]
+    if each.axis == "unlearning":
+        zero = constants(each.axis, each.id).get("needs_zero_start", False)
+        found = discover.names("tuners") if zero else ()
+        return [name for name in found if constants("tuners", name).get("starts_at_zero", False)][:1]
     if each.axis == "analytic":
         return [] if constants(each.axis, each.id).get("gradient_stages", 0) else ["frozen"]
     if each.axis != "penalties" or not constants(each.axis, each.id).get("needs_subspaces", False):
@@ -101,8 +105,17 @@ def stream_example(each: Description) -> str:
         return f"{mine}method: sequential\ndiagnostics:\n  - {entry}\ndefaults: {{epochs: 1}}\n{embedded}"
     if each.axis == "analytic":  # on an encoder, which decides by a linear head
         mine, embedded = mine.replace("smollm2", "minilm"), "stages: embedded\n"
+    if each.axis == "unlearning":
+        embedded = ERASING
     listed = "".join(f"  - {name}\n" for name in (*companions(each), entry))
     return f"{mine}method:\n{listed}defaults: {{epochs: 1}}\n{embedded}"
+
+
+ERASING = """stages:
+  - {name: mail, train: "embedded:mail.train.jsonl", eval: "embedded:mail.test.jsonl"}
+  - {name: reviews, train: "embedded:reviews.train.jsonl", eval: "embedded:reviews.test.jsonl"}
+  - {name: no_spam, erase: {stage: mail, labels: [spam]}, epochs: 3}
+"""
 
 
 def python_example(each: Description) -> str:

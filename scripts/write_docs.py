@@ -34,12 +34,22 @@ AXES = {  # axis: (what one of it is called, the question that it answers)
     "mixing": ("mixing", "In which proportions are new and old rows drawn?"),
     "mergers": ("merger", "What happens between stages?"),
     "analytic": ("analytic learner", "What is learned in closed form?"),
+    "unlearning": ("way to unlearn", "How are rows forgotten?"),
     "schedules": ("schedule", "How fast?"),
     "diagnostics": ("diagnostic", "What changed inside?"),
     "metrics": ("metric", "What is true now?"),
     "recipes": ("recipe", "Which methods go together?"),
 }
-CONTRACTS = ("Objective", "Tuner", "Penalty", "Replay", "Schedule", "AnswerMetric", "MatrixMetric")
+CONTRACTS = (
+    "Objective",
+    "Tuner",
+    "Penalty",
+    "Replay",
+    "Unlearning",
+    "Schedule",
+    "AnswerMetric",
+    "MatrixMetric",
+)
 COMPUTED = "Nothing to write: it is computed for every run and stands in the report and in `summary.json`."
 LINKS = (
     (r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)"),

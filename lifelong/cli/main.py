@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from lifelong.errors import UserError
+from lifelong.errors import OverBudget, UserError
 
 app = typer.Typer(
     name="lifelong",
@@ -30,6 +30,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 Stage = Annotated[
     str | None, typer.Option(help="Stage of a run folder, by name; default: the last one finished.")
 ]
+NodeName = Annotated[
+    str, typer.Argument(metavar="NODE", help="Id or its first digits, tag, or RUN_FOLDER[:stage].")
+]
+Below = Annotated[Path, typer.Option("--in", help="Folder below which ids and tags are looked for.")]
+RUNS = Path("runs")
 Changes = Annotated[
     list[str] | None,
     typer.Argument(help="Overrides, for example stages.0.epochs=2 method=o_lora_replay seed=3."),
@@ -91,15 +96,20 @@ def run(stream: Annotated[Path, typer.Argument(help="Stream file (YAML).")], cha
     from lifelong.cli.progress import stage_names, watching
     from lifelong.cli.tables import print_runs
     from lifelong.report import write_report
+    from lifelong.store.run import find_runs
 
+    output, refused = Path(chosen.resolved()["output"]), None
     leads = os.environ.get("RANK", "0") == "0"  # of several processes the first one reports
-    with watching(quiet=as_json or not leads, stages=stage_names(chosen)) as listen:
-        runs = launch.run_config(chosen, stream.parent, listen)
-    if not leads:
-        return
-    output = Path(chosen.resolved()["output"])
-    page = write_report([each.folder for each in runs], output / "report.html")
-    print_runs([each.folder for each in runs], page, as_json)
+    try:
+        with watching(quiet=as_json or not leads, stages=stage_names(chosen)) as listen:
+            folders = [each.folder for each in launch.run_config(chosen, stream.parent, listen)]
+    except OverBudget as error:
+        folders, refused = find_runs(output), error
+    if leads:
+        page = write_report(folders, output / "report.html")
+        print_runs(folders, page, as_json)
+    if refused:
+        raise refused
 
 
 @app.command(name="eval")
@@ -139,6 +149,18 @@ def report(
 
 
 @app.command()
+def bench(file: Annotated[Path, typer.Argument(help="Bench file (YAML).")], changes: Changes = None,
+          as_json: Json = False) -> None:  # fmt: skip
+    """Compare methods over orders and seeds: runs, bounds, intervals, cost. The same command resumes."""
+    from lifelong.streams.bench_file import read
+
+    chosen = read(file, changes or [])
+    from lifelong.cli.bench import run_bench
+
+    run_bench(chosen, as_json)
+
+
+@app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="Run folder.")],
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
@@ -155,6 +177,110 @@ def export(
     print(
         json.dumps(written) if as_json else f"wrote {written['kind']} {written['folder']} ({written['note']})"
     )
+
+
+@app.command()
+def merge(
+    left: Annotated[Path, typer.Argument(help="Model folder, for example an exported stage.")],
+    right: Annotated[Path, typer.Argument(help="Another state of the same model.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    share: Annotated[float, typer.Option(help="0: all of the left, 1: all of the right.")] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """Write the model on the straight line between two, one tensor at a time."""
+    from lifelong.models.merging import merge_models
+
+    merge_models(left, right, output, share)
+    told = f"wrote {output}: {1 - share:g} of {left} and {share:g} of {right}"
+    print(json.dumps({"folder": str(output), "share": share}) if as_json else told)
+
+
+@app.command()
+def log(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders, or folders that hold some; default: runs.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw the history of models: every finished stage below its parent."""
+    from lifelong.cli.lineage import print_log
+
+    print_log(folders or [RUNS], as_json)
+
+
+@app.command()
+def show(node: NodeName, below: Below = RUNS, as_json: Json = False) -> None:
+    """Tell all of one node: parent, data, configuration, code, weights, figures, cost."""
+    from lifelong.cli.lineage import print_node
+
+    print_node(node, below, as_json)
+
+
+@app.command()
+def diff(
+    before: NodeName,
+    after: NodeName,
+    weights: Annotated[bool, typer.Option("--weights", help="And where the weights moved.")] = False,
+    examples: Annotated[int, typer.Option(min=0, help="Single answers to show per set and side.")] = 3,
+    below: Below = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Say what was learned and what was lost between two nodes: per set, per example, with tests."""
+    from lifelong.cli.lineage import print_difference
+    from lifelong.store.lineage import pair
+
+    print_difference(*pair(before, after, below), examples, weights, as_json)
+
+
+@app.command()
+def revert(node: NodeName, below: Below = RUNS, as_json: Json = False) -> None:
+    """Take a run folder back to a node; later stages are set aside, not deleted."""
+    from lifelong.cli.lineage import print_revert
+
+    print_revert(node, below, as_json)
+
+
+@app.command()
+def branch(
+    node: NodeName,
+    folder: Annotated[Path, typer.Argument(help="The new run folder.")],
+    below: Below = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Begin a new run folder at a node; finished stages are shared, not copied."""
+    from lifelong.cli.lineage import print_branch
+
+    print_branch(node, folder, below, as_json)
+
+
+@app.command()
+def tag(
+    node: NodeName,
+    name: Annotated[str | None, typer.Argument(help="The tag.")] = None,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove a tag; NODE may be left out.")] = False,
+    below: Below = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Name a node; what a tag names is never freed."""
+    from lifelong.cli.lineage import print_tag
+
+    if name is None and not delete:
+        raise UserError("tag: name the node and then the tag: lifelong tag NODE NAME")
+    print_tag(node, name, delete, below, as_json)
+
+
+@app.command()
+def gc(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders, or folders that hold some; default: runs.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; else it is only told.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Free stages that were set aside and that no tag leads to. Tells what, unless --yes."""
+    from lifelong.cli.lineage import print_garbage
+
+    print_garbage(folders or [RUNS], yes, as_json)
 
 
 @app.command()
@@ -218,7 +344,7 @@ def interrupt(number: int, frame: Any) -> None:
 
 
 def main() -> None:
-    """Run the program; bad input prints one message and exits with status 2."""
+    """Run the program; bad input prints one message and exits with status 2, a broken budget with 3."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not sys.warnoptions:  # what a library will change some day is no user's business
@@ -230,7 +356,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        fail(str(error))
+        fail(str(error), error.status)
     except Interrupted:
         fail("interrupted; what was saved stays. The same command goes on from the last checkpoint.")
     except MemoryError:
@@ -241,6 +367,6 @@ def main() -> None:
         fail(OUT_OF_MEMORY)
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, status: int = UserError.status) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)

@@ -18,6 +18,7 @@ QUESTIONS = {
     "mixing": "in which proportions rows are drawn",
     "mergers": "what happens between stages",
     "analytic": "what has a closed form",
+    "unlearning": "how rows are forgotten",
     "schedules": "how fast",
     "diagnostics": "what changed inside",
     "metrics": "how a model is judged",
@@ -38,7 +39,7 @@ def print_runs(folders: list[Path], page: Path, as_json: bool) -> None:
     """One line per run: what was learned, lost and kept, and what it cost."""
     runs = [read_run(folder) for folder in folders]
     if as_json:
-        keep = ("folder", "config", "summary", "costs", "evaluations")
+        keep = ("folder", "config", "summary", "costs", "evaluations", "guards")
         print(json.dumps({"report": str(page), "runs": [{k: run[k] for k in keep} for run in runs]}))
         return
     from rich.console import Console
@@ -57,9 +58,34 @@ def print_runs(folders: list[Path], page: Path, as_json: bool) -> None:
         console.print(f"{head:<10}  {meaning}", style="dim", soft_wrap=True)
     for text in dict.fromkeys(run["summary"]["visible"] for run in runs if run["summary"]):
         console.print(text, style="dim")
+    for run in runs:
+        _print_guards(run, console)
     for note in [note for run in runs for note in _notes(run)]:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
     console.print(f"report: {page}", soft_wrap=True, markup=False)
+
+
+def _print_guards(run: dict[str, Any], console: Any) -> None:
+    """What the last stage lost, and every earlier one that was not promoted or was repaired."""
+    from rich.table import Table
+
+    from lifelong.report.sections import GUARD_HEADS, guards
+
+    found = guards(run)
+    for each in [g for g in found[:-1] if g["repair"] or not g["promoted"]] + found[-1:]:
+        verdict = "promoted" if each["promoted"] else "NOT PROMOTED"
+        console.print(
+            f"\nbudget for forgetting, stage {each['stage']}: {verdict}", style="bold", soft_wrap=True
+        )
+        table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+        for number, head in enumerate(GUARD_HEADS):
+            text = f"{head} ({each['confidence']} %)" if head == "Interval" else head
+            table.add_column(text.lower(), justify="right" if 2 <= number <= 8 else "left", overflow="fold")
+        for row in each["rows"]:
+            table.add_row(*row)
+        console.print(table, markup=False) if each["rows"] else console.print("nothing to compare with yet")
+        if each["repair"]:
+            console.print(each["repair"], soft_wrap=True, markup=False)
 
 
 def _notes(run: dict[str, Any]) -> list[str]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
+from lifelong.core import discover
 from lifelong.core.axes import Objective
 from lifelong.core.composition import Methods, snake
 from lifelong.core.model import Model
-from lifelong.core.stream import Stream
-from lifelong.errors import UserError
+from lifelong.core.stream import Stage, Stream
+from lifelong.errors import UserError, nearest
 
 
 def check_objectives(stream: Stream, methods: Methods) -> None:
@@ -26,6 +27,56 @@ def check_objectives(stream: Stream, methods: Methods) -> None:
                     f"stage {stage.name}: {snake(penalty)} compares answers for old labels, which the "
                     "objective hides on new rows (mask_old). Set mask_old to false, or leave the penalty out."
                 )
+
+
+def check_erasure(stream: Stream, methods: Methods) -> None:
+    """Raise UserError where a stage erases rows and the methods cannot do it, or would undo it."""
+    for index, stage in enumerate(stream.stages):
+        if stage.erases is None:
+            continue
+        where = f"stage {stage.name}"
+        earlier = {each.name: each for each in stream.stages[:index] if each.erases is None}
+        if stage.erases.stage not in earlier:
+            raise UserError(
+                f"{where}: erases rows of `{stage.erases.stage}`, which is no earlier stage that trains."
+                f"{nearest(stage.erases.stage, earlier)}"
+            )
+        _check_eraser(where, stage, methods)
+        if methods.mixing is not None:
+            raise UserError(
+                f"{where}: erases rows, and {snake(methods.mixing)} draws from all rows of earlier stages, "
+                "the erased ones too. Take a replay memory in its place, which drops them."
+            )
+        if methods.mergers:
+            raise UserError(
+                f"{where}: erases rows, and {snake(methods.mergers[0])} takes back a share of what a stage "
+                "did, so that a share of the rows would stay. Leave it out."
+            )
+        target = earlier[stage.erases.stage]
+        whole = len(stage.erases.places) == len(target.rows)
+        if methods.replay is not None and not whole and target.objective.packed_tokens is not None:
+            raise UserError(
+                f"{where}: the rows of {target.name} are packed into blocks, so the memory cannot tell which "
+                "of them to drop. Set the objective's pack to false, or erase the whole stage."
+            )
+
+
+def _check_eraser(where: str, stage: Stage, methods: Methods) -> None:
+    """Raise UserError unless a method can forget the rows of the stage."""
+    exact = methods.analytic is not None and methods.analytic.forgets
+    if methods.unlearning is None and not exact:
+        ways, learners = discover.names("unlearning"), discover.names("analytic")
+        learners = [name for name in learners if discover.load(name, "analytic").forgets]
+        raise UserError(
+            f"{where}: erases rows, which {methods.name} cannot. Add a method that unlearns "
+            f"({', '.join(ways)}), or learn with one that can take rows back ({', '.join(learners)})."
+        )
+    if exact and len(stage.rows) > len(stage.erases.places):
+        odd = len(stage.rows) - len(stage.erases.places)
+        raise UserError(
+            f"{where}: {odd} of {len(stage.rows)} rows to be erased are no rows of {stage.erases.stage}, and "
+            f"{snake(methods.analytic)} can only take back what it learned. Leave them out."
+        )
 
 
 def check_kinds(stream: Stream, model: Model, trains: bool = True) -> None:

@@ -7,14 +7,15 @@ costs beside plain training (`cost`) and what its tests have shown (`verified`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lifelong.core.context import Context
 from lifelong.core.model import Model
 from lifelong.core.settings import check
 from lifelong.core.state import State
@@ -32,40 +33,6 @@ from lifelong.core.values import (
     Subspace,
 )
 from lifelong.errors import UserError
-
-
-@dataclass(kw_only=True)
-class Context:
-    """What a method may look at. In a plain PyTorch loop `Context(params=...)` is enough for a
-    penalty on weights; the engine fills in everything.
-    """
-
-    params: Params
-    model: Model | None = None
-    objective: "Objective | None" = None
-    tuner: "Tuner | None" = None
-    tuner_state: State = field(default_factory=dict)
-    stage: int = 0  # index of the stage, from 0
-    step: int = 0  # optimiser steps made in this stage
-    num_steps: int = 0  # of this stage; an estimate where it ends by the clock
-    learning_rate: float = 0.0  # of this step
-    seed: int = 0  # of this stage
-    num_old_labels: int | None = None  # labels of finished stages, where a head grows
-    batch: Batch | None = None  # the current step's
-    outputs: Outputs | None = None  # of the current batch, with gradient
-    tasks: tuple[int, ...] = ()  # of the current batch: index of the stage that each row came from
-    loss: float | None = None  # of the step's rows, nats per labelled position, once it is known:
-    # in `after_backward`, terms on weights, `before_update` and `after_update`
-    examples: Sequence[Example] = ()  # the stage's encoded training rows
-    labels: Sequence[str] = ()  # of the stage, where it has a closed set
-    objectives: Sequence["Objective"] = ()  # of the stages, by index
-    base: Mapping[str, Tensor] = field(default_factory=dict)  # weights before the first stage, by name
-    history: Sequence[Mapping[str, Any]] = ()  # evaluations so far, see `Diagnostic`
-    batches: Callable[[Sequence[Example]], Iterator[Batch]] | None = (
-        None  # collates in the given order, on the device
-    )
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the run's compute type
-    forget_moments: Callable[[], None] = lambda: None  # the optimiser begins anew; in `after_update`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +148,9 @@ class Tuner(Active):
     pulls_old: ClassVar[bool] = False  # `loss` is about rows of earlier stages: asked for them wherever they
     # are trained on, also where a memory weighs them itself
     exchanges: ClassVar[bool] = False  # trainable parameters may give way to others inside a stage
+    starts_at_zero: ClassVar[bool] = (
+        False  # every stage has weights of its own for its update, which is 0 at first
+    )
 
     @abstractmethod
     def attach(self, model: Model, state: State | None, seed: int) -> State:
@@ -210,10 +180,10 @@ class Tuner(Active):
         raise TypeError(f"{type(self).__name__} has no subspaces")
 
     def interpolate(
-        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
     ) -> State:
         """Keep the share `ratio(parameter name)` of what the stage changed in the weights; `before`
-        holds the trainable parameters as the stage began.
+        holds the trainable parameters as the stage began. It may read each from the disk when asked.
         """
         raise TypeError(f"{type(self).__name__} does not interpolate")
 
@@ -239,8 +209,8 @@ class Penalty(Active):
 
 
 class Replay(Active):
-    """What is seen again. Items are dicts {"stage": index, "example": encoded row} or, kept as
-    text, {"stage": index, "row": row}; with `keeps_logits` also {"logits": (N, C)}.
+    """What is seen again. Items are dicts {"stage": index, "place": of the row in its stage, "example":
+    encoded row} or, kept as text, "row" in place of "example"; with `keeps_logits` also {"logits": (N, C)}.
     """
 
     joins: ClassVar[bool] = True  # old rows are averaged with the new ones; else `loss` weighs them
@@ -259,6 +229,12 @@ class Replay(Active):
     @abstractmethod
     def pick(self, state: State, num_rows: int, stage: int, step: int) -> list[dict[str, Any]]:
         """Items to train beside `num_rows` new rows; a pure function of its arguments."""
+
+    def forget(self, state: State, gone: Callable[[dict[str, Any]], bool]) -> State:
+        """Drop the items for which `gone` holds. To be overridden where a state has more than the list
+        "items" to tell of a row.
+        """
+        return {**state, "items": [item for item in state["items"] if not gone(item)]}
 
     def loss(self, outputs: Outputs, items: Sequence[dict[str, Any]]) -> Tensor:
         """Scalar for picked `items`, in the order of `outputs.owners`; where `joins` is False."""
@@ -338,6 +314,29 @@ class Analytic(Active):
     @abstractmethod
     def head(self, state: State, num_labels: int) -> tuple[Tensor, Tensor]:
         """Weight (C, H) and bias (C,) of the linear head that decides alike."""
+
+
+class Unlearning(Active):
+    """What a step of an erase stage minimises: its rows are those to be forgotten. Rows that remain come
+    from the memory and are trained as in any stage. Takes no part in other stages.
+    """
+
+    needs_zero_start: ClassVar[bool] = False  # of the tuner, see `Tuner.starts_at_zero`
+    needs_outputs: ClassVar[bool] = False  # `loss` is a term on weights
+
+    @abstractmethod
+    def init(self, context: Context) -> State:
+        """State before the first stage."""
+
+    @abstractmethod
+    def row_losses(self, context: Context, state: State) -> Tensor | None:
+        """(B,) terms of the rows of `context.batch`, to be forgotten; the step minimises their mean over
+        its rows. None where there is nothing to minimise.
+        """
+
+    def loss(self, context: Context, state: State) -> Tensor | None:
+        """A term on weights, once per step: scalar with gradient, or None."""
+        return None
 
 
 class Diagnostic(Method):

@@ -15,6 +15,7 @@ class Item(NamedTuple):
     task: int  # index of the stage that the row came from (of the part, in a joint stage)
     example: Example
     memory: dict[str, Any] | None = None  # the memory's item, for a replayed row
+    place: int = 0  # of its row among those of its stage
 
 
 @dataclass(frozen=True)

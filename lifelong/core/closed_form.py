@@ -9,7 +9,8 @@ ROWS_AT_ONCE = 64
 
 
 def learn(life: Life) -> None:
-    """Let the analytic learner, where there is one, take in the stage's own rows and write the head.
+    """Let the analytic learner, where there is one, take in the stage's own rows (in an erase stage, take
+    them back) and write the head.
 
     Every process learns all rows, so that all hold the same state.
     """
@@ -17,13 +18,14 @@ def learn(life: Life) -> None:
     if analytic is None:
         return
     classifier = head.head_of(life.network)
+    take = analytic.forget if life.erasing else analytic.learn
     device, state = life.accelerator.device, life.states["analytic"]
     life.network.eval()
     with torch.no_grad(), life.serving():
         for part in batching.parts(life.pool[life.own :], life.objectives, life.model, device, ROWS_AT_ONCE):
             with life.autocast():
                 found = part.objective.features(life.network, part.batch)
-            state = analytic.learn(state, found.double(), part.batch["labels"])
+            state = take(state, found.double(), part.batch["labels"])
     life.states["analytic"] = state
     weight, bias = analytic.head(state, len(classifier.labels))
     with torch.no_grad():

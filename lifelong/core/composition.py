@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lifelong.core.axes import Active, Analytic, Merger, Method, Mixing, Penalty, Replay, Tuner
+from lifelong.core.axes import Active, Analytic, Merger, Method, Mixing, Penalty, Replay, Tuner, Unlearning
 from lifelong.errors import UserError
 
 Order = Literal["sequence", "joint", "per_task"]
@@ -21,22 +21,22 @@ class Methods:
     mixing: Mixing | None = None
     mergers: tuple[Merger, ...] = ()
     analytic: Analytic | None = None
+    unlearning: Unlearning | None = None
     stream: Order = "sequence"  # stages in order, all at once, or each from the start
     name: str = ""  # of the recipe, or of the parts joined by +
 
     @property
     def parts(self) -> tuple[Method, ...]:
-        single = [part for part in (self.replay, self.mixing, self.analytic) if part is not None]
-        return (self.tuner, *self.penalties, *self.mergers, *single)
+        single = (self.replay, self.mixing, self.analytic, self.unlearning)
+        return (self.tuner, *self.penalties, *self.mergers, *(part for part in single if part is not None))
 
     def actors(self) -> dict[str, Active]:
         """Every method by the role under which its state is kept."""
         found: dict[str, Active] = {"tuner": self.tuner}
         found |= {f"penalty.{snake(each)}": each for each in self.penalties}
-        for role in ("replay", "mixing", "analytic"):
-            method = {"replay": self.replay, "mixing": self.mixing, "analytic": self.analytic}[role]
-            if method is not None:
-                found[role] = method
+        single = {"replay": self.replay, "mixing": self.mixing, "analytic": self.analytic,
+                  "unlearning": self.unlearning}  # fmt: skip
+        found |= {role: method for role, method in single.items() if method is not None}
         return found | {f"merger.{snake(each)}": each for each in self.mergers}
 
     def __post_init__(self) -> None:
@@ -60,6 +60,7 @@ def compose(parts: Sequence[Method], default: Tuner, stream: Order = "sequence",
         mixing=next((part for part in parts if isinstance(part, Mixing)), None),
         mergers=tuple(part for part in parts if isinstance(part, Merger)),
         analytic=next((part for part in parts if isinstance(part, Analytic)), None),
+        unlearning=next((part for part in parts if isinstance(part, Unlearning)), None),
         stream=stream,
         name=name or "+".join(map(snake, parts)),
     )
@@ -71,7 +72,8 @@ def check_composition(parts: Sequence[Method]) -> None:
         if not isinstance(part, Active):
             raise UserError(f"`{snake(part)}` is neither tuner nor penalty nor memory.")
     tuners = [part for part in parts if isinstance(part, Tuner)]
-    once = ((Tuner, "tuner"), (Replay, "replay memory"), (Mixing, "mixing"), (Analytic, "analytic learner"))
+    once = ((Tuner, "tuner"), (Replay, "replay memory"), (Mixing, "mixing"), (Analytic, "analytic learner"),
+            (Unlearning, "way to unlearn"))  # fmt: skip
     for kind, what in once:
         several = [part for part in parts if isinstance(part, kind)]
         if len(several) > 1:
@@ -88,6 +90,12 @@ def check_composition(parts: Sequence[Method]) -> None:
             raise UserError(
                 f"{snake(part)} changes how much of a stage's update is kept, which {snake(tuner)} cannot "
                 "express. Take a tuner that can (full, o_lora), or leave the merger out."
+            )
+        if isinstance(part, Unlearning) and part.needs_zero_start and not tuner.starts_at_zero:
+            raise UserError(
+                f"{snake(part)} needs a tuner whose update is made of weights of its own in every stage and "
+                f"begins at zero; that of {snake(tuner)} is not. Take another tuner (o_lora), or leave "
+                f"{snake(part)} out."
             )
         if isinstance(part, Replay) and part.projects and tuner.pulls_old:
             raise UserError(
@@ -129,12 +137,14 @@ def _check_pairs(parts: Sequence[Method]) -> None:
         return next((part for part in parts if isinstance(part, kind) and holds(part)), None)
 
     merger, analytic, mixing, replay = one(Merger), one(Analytic), one(Mixing), one(Replay)
+    unlearning = one(Unlearning)
     mover = one(Penalty, lambda part: part.moves_weights)
     for left, right, why in (
         (merger, analytic, "moves the body after the head was computed on it"),
         (merger, mover, "sets weights at a stage's end that the other replaces"),
         (mixing, replay, "draws rows of earlier stages itself, so that the memory would stay empty"),
         (mixing, analytic, "draws rows again and again, where the learner takes each row once"),
+        (unlearning, analytic, "moves the body after the head was computed on it"),
     ):
         if left is not None and right is not None:
             raise UserError(
@@ -144,7 +154,7 @@ def _check_pairs(parts: Sequence[Method]) -> None:
 
 BASES = {
     "tuners": Tuner, "penalties": Penalty, "replay": Replay, "mixing": Mixing, "mergers": Merger,
-    "analytic": Analytic,
+    "analytic": Analytic, "unlearning": Unlearning,
 }  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from lifelong.errors import UserError, nearest
 
 PACKAGE = Path(__file__).resolve().parent.parent
 AXES = (
-    "objectives", "tuners", "penalties", "replay", "mixing", "mergers", "analytic", "schedules",
-    "diagnostics", "metrics", "recipes",
+    "objectives", "tuners", "penalties", "replay", "mixing", "mergers", "analytic", "unlearning",
+    "schedules", "diagnostics", "metrics", "recipes",
 )  # fmt: skip
 
 

@@ -5,30 +5,30 @@ step) or is saved in a checkpoint: weights, optimiser moments and the states of 
 run that was killed goes on to the same bits.
 """
 
-import contextlib
+import copy
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 
-from lifelong.core import closed_form, evaluation, memory
+from lifelong.core import closed_form, evaluation, guard, memory, repair
 from lifelong.core.axes import Diagnostic, Progress
 from lifelong.core.composition import Methods
-from lifelong.core.feeding import lengths, next_rows, remember
+from lifelong.core.feeding import drop_erased, lengths, next_rows, remember
 from lifelong.core.gradients import gradients
 from lifelong.core.life import Life, derive
 from lifelong.core.model import Model
 from lifelong.core.plan import Plan
+from lifelong.core.stop import Stop, interruptible
 from lifelong.core.stream import Stage, Stream
 from lifelong.errors import UserError
-from lifelong.store.run import RunFolder
+from lifelong.store.checkpoint import broken
+from lifelong.store.run import Position, RunFolder
 
 
 class Event(NamedTuple):
@@ -76,23 +76,68 @@ def train(
     life = Life(model, stream, methods, settings.seed, settings.precision, accelerator)
     if any(each.needs_base for each in settings.diagnostics):
         life.base = {n: p.detach().cpu().clone() for n, p in model.network.named_parameters()}
-    life.restore(folder)
-    if not folder.has(0, "evaluation.json"):  # after `restore`: a setting that does not fit is told at once
-        life.check_rows()
-        evaluation.measure(life, folder, row=0, listen=listen)
-    for notice in folder.notices:
-        listen(Event("notice", 0, text=notice))
-
     with interruptible(life.agreed) as stop:
+        judge = partial(judge_row, folder=folder, settings=settings, listen=listen, stop=stop)
+        position = folder.latest()
+        catch_up(life, folder, position, judge)
+        life.restore(folder, position)
+        folder.cut_log(life.stage + (life.step is None), life.step or 0)
+        tell(folder, listen)
+        stop.check(folder)
+        if not position and evaluation.is_due(stream, folder, 0):
+            # after `restore`, so that a setting that does not fit is told at once
+            life.check_rows()
+            judge(life, 0)
+
         for index, stage in enumerate(stream.stages):
             if index > life.stage or (index == life.stage and life.step is not None):
                 train_stage(life, index, stage, folder, settings, listen, stop)
                 stop.check(folder)
-            if index == life.stage and not folder.has(index + 1, "evaluation.json"):
-                evaluation.measure(life, folder, index + 1, listen, settings.diagnostics)
-                stop.check(folder)
+            if index == life.stage and evaluation.is_due(stream, folder, index + 1):
+                judge(life, index + 1)
+            if index == life.stage:
+                guard.hold(life, folder, noticing(listen, index + 1))
     accelerator.end_training()
     return evaluation.summarise(stream, folder)
+
+
+def judge_row(
+    life: Life, row: int, folder: RunFolder, settings: Settings, listen: Listener, stop: Stop
+) -> None:
+    """Row 0 of the accuracy matrix before training, row k after stage k."""
+    tell(folder, listen)
+    with stop.at_next_pass(life.network, folder):
+        evaluation.measure(life, folder, row, listen, settings.diagnostics)
+    stop.check(folder)
+
+
+def catch_up(
+    life: Life, folder: RunFolder, position: Position | None, judge: Callable[[Life, int], None]
+) -> None:
+    """Judge rows before `position` whose evaluation is damaged; the untrained model, and the last stage
+    before one that is half done, also on sets that came since.
+    """
+    for row in range(position.stage + 1 if position else 0):
+        grows = row == 0 or (row == position.stage and position.step is not None)
+        due = evaluation.is_due(life.stream, folder, row) if grows else not folder.judged(row)
+        if due and (row == 0 or broken(folder.end(row - 1).folder) is None):
+            judge(past(life, folder, row) if row else life, row)
+
+
+def past(life: Life, folder: RunFolder, row: int) -> Life:
+    """The life as it was after an earlier stage, in a copy of a model that has no methods attached."""
+    model = replace(life.model, network=copy.deepcopy(life.network))
+    twin = Life(model, life.stream, life.methods, life.seed, life.precision, life.accelerator)
+    twin.base = life.base
+    twin.restore(folder, folder.end(row - 1))
+    return twin
+
+
+def tell(folder: RunFolder, listen: Listener) -> None:
+    """What the folder has noticed, once."""
+    for text in dict.fromkeys(folder.notices):
+        listen(Event("notice", 0, text=text))
+    folder.notices.clear()
 
 
 def train_stage(
@@ -102,13 +147,15 @@ def train_stage(
     folder: RunFolder,
     settings: Settings,
     listen: Listener,
-    stop: "Stop",
+    stop: Stop,
 ) -> None:
     """One stage, from its beginning or from the checkpoint that `life` was restored from."""
     if index > life.stage:
         life.begin_stage(index, stage)
+        repair.remember(life, folder)
+        drop_erased(life)
     plan = Plan(lengths(life), stage.optimization, stage.budget, settings.seed, index)
-    folder.cut_log(index, life.step)
+    folder.forget(index + 1)
     meter = Meter(life.spent, stage.budget.seconds, plan.num_steps, life.model.device)
     life.network.train()
     saved = time.monotonic()
@@ -148,12 +195,24 @@ def train_stage(
             saved = time.monotonic()
             stop.check(folder)
 
+    end_stage(life, folder, meter, listen, stop)
+
+
+def end_stage(life: Life, folder: RunFolder, meter: "Meter", listen: Listener, stop: "Stop") -> None:
+    """The budgets are kept, the methods take in what was taught, and all is saved."""
+    index = life.stage
     life.spent = meter.totals()
+    folder.discard(index + 1, "evaluation.json", "repair.json", "guard.json")
+    meter.beside(lambda: repair.repair(life, folder, noticing(listen, index + 1), lambda: stop.check(folder)))
     closed_form.learn(life)
     life.end_stage()
+    life.spent = meter.totals()  # what the methods took in counts as well
     folder.flush_log()
-    folder.write(index + 1, "cost.json", {"name": stage.name, **meter.totals(), **life.sizes()})
     folder.save(index, None, *life.snapshot())
+
+
+def noticing(listen: Listener, stage: int) -> Callable[[str], None]:
+    return lambda text: listen(Event("notice", stage, text=text))
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:
@@ -218,39 +277,3 @@ class Meter:
             "tokens_per_second": self.spent["tokens"] / seconds,
             "peak_memory_bytes": max(memory.peak_bytes(self.device), self.spent.get("peak_memory_bytes", 0)),
         }
-
-
-class Stop:
-    """Set by Ctrl-C or SIGTERM; the loop saves and then leaves."""
-
-    def __init__(self, agreed: Callable[[bool], bool] = bool) -> None:
-        self.asked, self.agreed = False, agreed
-
-    def check(self, folder: RunFolder) -> None:
-        if self.agreed(self.asked):
-            raise UserError(
-                f"interrupted; everything up to here is saved in {folder.path}. The same command goes on "
-                "from here."
-            )
-
-
-@contextlib.contextmanager
-def interruptible(agreed: Callable[[bool], bool]) -> Iterator[Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one acts at once."""
-    stop = Stop(agreed)
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {}
-
-    def ask(number: int, frame: Any) -> None:
-        stop.asked = True
-        signal.signal(number, before[number])
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

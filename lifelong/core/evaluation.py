@@ -3,13 +3,13 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from lifelong.core import discover
-from lifelong.core.axes import Answer, AnswerMetric, Diagnostic, MatrixMetric
+from lifelong.core.axes import Answer, AnswerMetric, Diagnostic, MatrixMetric, Row
 from lifelong.core.composition import snake
 from lifelong.core.encoding import place
 from lifelong.core.life import Life
@@ -18,8 +18,9 @@ from lifelong.core.stream import EvalSet, Stream
 from lifelong.errors import UserError
 from lifelong.numerics.intervals import bootstrap_interval
 from lifelong.numerics.swap import evaluating
+from lifelong.store.content import digest, row_digest, rows_digest
 from lifelong.store.files import read_json
-from lifelong.store.run import UNTRAINED, RunFolder
+from lifelong.store.run import RunFolder
 
 VISIBLE = {
     "task": "Each row was answered among the labels of its own task: the task's identity was visible at "
@@ -69,43 +70,102 @@ def judge(model: Any, each: EvalSet, labels: Sequence[str]) -> tuple[dict[str, A
     }, answers  # fmt: skip
 
 
+def identity(each: EvalSet) -> str:
+    """Fingerprint of a set: its rows, how they are asked and how answers are judged."""
+    asked = [[snake(part), asdict(part)] for part in (each.objective, each.metric)]
+    return digest([rows_digest(each.rows), *asked, list(each.labels)])[:16]
+
+
+def entry_of(name: str, data: str, evaluation: dict[str, Any]) -> dict[str, Any] | None:
+    """What an evaluation says of a set of this identity; None where none like it was judged."""
+    found = next((entry for entry in evaluation["sets"] if entry["name"] == name), None)
+    return found if found and found.get("data", data) == data else None
+
+
+def so_far(folder: RunFolder, row: int) -> dict[str, Any]:
+    """The evaluation of a row; no sets where there is none, or a damaged one."""
+    done = folder.judged(row)
+    return read_json(folder.stage(row) / "evaluation.json") if done else {"seconds": 0.0, "sets": []}
+
+
+def lacking(stream: Stream, evaluation: dict[str, Any]) -> list[tuple[int | None, EvalSet]]:
+    """Evaluation sets that a model was not judged on, with their tasks: all of them at first, later those
+    that came with an extension of the stream.
+    """
+    sets = [*stream.columns(), *((None, each) for each in stream.general)]
+    return [(task, each) for task, each in sets if entry_of(each.name, identity(each), evaluation) is None]
+
+
+def is_due(stream: Stream, folder: RunFolder, row: int) -> bool:
+    """Is there a set that the model of a row has yet to be judged on?"""
+    return not folder.judged(row) or bool(lacking(stream, so_far(folder, row)))
+
+
 def measure(
     life: Life, folder: RunFolder, row: int, listen: Any, diagnostics: Sequence[Diagnostic] = ()
 ) -> None:
-    """Write the evaluation of the model as it stands: row 0 before training, row k after stage k."""
-    stream = life.stream
+    """Judge the model as it stands, on what it was not judged on yet: row 0 before training, row k after
+    stage k.
+    """
+    stream, begun, cost = life.stream, time.perf_counter(), {}
+    known = so_far(folder, row)
+    sets = lacking(stream, known)
+    again = {each.name for _, each in sets}
+    found = [each for each in known["sets"] if each["name"] not in again]
+    lines = [each for each in (folder.read_answers(row) if found else ()) if each["set"] not in again]
     life.accelerator.wait_for_everyone()  # nobody still asks what the folder holds
-    sets = [(task, each) for task, each in stream.columns()] + [(None, each) for each in stream.general]
-    begun, found, lines = time.perf_counter(), [], []
+    if row:
+        cost = {"name": stream.stages[row - 1].name, **life.spent, **life.sizes()}
+        folder.write(row, "cost.json", cost)
     for number, (task, each) in enumerate(sets):
         with life.autocast(), life.serving():
             result, answers = judge(life.model, each, candidates(stream, each, row))
-        found.append(result | {"task": task, "general": task is None})
-        lines += [{"set": each.name, "row": i, **plain(answer)} for i, answer in enumerate(answers)]
+        found.append(result | {"task": task, "general": task is None, "data": identity(each)})
+        lines += _lines(each, answers, row)
         listen(_event(row, number + 1, len(sets), each.name))
-    folder.write_lines(row, "answers.jsonl", lines)
-    name = UNTRAINED if row == 0 else stream.stages[row - 1].name
-    if row and diagnostics:
+    if row and diagnostics and not (known["sets"] and folder.has(row, "diagnostics.json")):
         told = diagnose(life, diagnostics, history(stream, folder, row, found))
         folder.write(row, "diagnostics.json", told)
-    seconds = time.perf_counter() - begun
-    if folder.has(row, "cost.json"):
-        cost = read_json(folder.stage(row) / "cost.json")
+    seconds = known["seconds"] + time.perf_counter() - begun
+    if row:
         folder.write(row, "cost.json", cost | {"evaluation_seconds": seconds})
-    folder.write(
-        row, "evaluation.json", {"stage": None if row == 0 else name, "seconds": seconds, "sets": found}
-    )
+    about = {"stage": cost.get("name"), "seconds": seconds, "labels": len(stream.labels())}
+    folder.write_evaluation(row, about | {"sets": found}, lines)
+    folder.seal(row)
     life.accelerator.wait_for_everyone()  # it is there for all
 
 
+def _lines(each: EvalSet, answers: Sequence[Answer], row: int) -> list[dict[str, Any]]:
+    """One line per answer. Rows go by their content; what was asked stands in row 0 alone."""
+    scores = each.metric.scores(answers)
+    found = []
+    for i, (asked, answer, score) in enumerate(zip(each.rows, answers, scores, strict=True)):
+        about = {"set": each.name, "row": i, "id": row_digest(asked), "score": score}
+        about |= {} if row else {"input": glimpse(asked)}
+        found.append(about | plain(answer))
+    return found
+
+
+def glimpse(row: Row) -> str:
+    """The beginning of what a row asks, for people who look at single answers."""
+    text = row.get("prompt", row.get("text", ""))
+    if "messages" in row:
+        asked = [each["content"] for each in row["messages"] if each["role"] == "user"]
+        text = asked[-1] if asked else ""
+    return " ".join(text.split())[:160] if isinstance(text, str) else ""
+
+
 def glance(life: Life) -> dict[str, float]:
-    """Figures, more is better, of the sets whose stage has begun, in the midst of a stage."""
+    """Figures, more is better, of the sets whose stage has begun, in the midst of a stage; not of those
+    that are being erased or have been.
+    """
     stream, row = life.stream, life.stage + 1
+    current = stream.current(row)
     with life.autocast(), life.serving():
         return {
             each.name: judge(life.model, each, candidates(stream, each, row))[0]["benefit"]
-            for task, each in stream.columns()
-            if task <= life.stage
+            for _, each in stream.columns()
+            if each.name in current
         }
 
 
@@ -120,7 +180,8 @@ def history(
         for line in log:
             if line["stage"] == index and "values" in line and line["step"] + 1 < steps:
                 found.append({"stage": index, "step": line["step"] + 1, "values": line["values"]})
-        values = {s["name"]: s["benefit"] for s in sets if not s["general"] and s["task"] <= index}
+        current = stream.current(index + 1)
+        values = {s["name"]: s["benefit"] for s in sets if not s["general"] and s["name"] in current}
         found.append({"stage": index, "step": steps, "values": values})
     return found
 
@@ -159,21 +220,30 @@ def direction(metric: AnswerMetric) -> str:
 def matrix_of(stream: Stream, evaluations: Sequence[dict[str, Any]]) -> AccuracyMatrix:
     """The accuracy matrix of the evaluations so far; the first is the untrained model's."""
     columns = stream.columns()
-    table = [[entry["benefit"] for entry in e["sets"] if not entry["general"]] for e in evaluations]
+    table = zip(*(_figures(each, evaluations, "benefit") for _, each in columns), strict=True)
+    table = list(table) or [()] * len(evaluations)
     general = [
         GeneralSet(name=each.name, metric=snake(each.metric), better=direction(each.metric),
-                   values=tuple(e["sets"][len(columns) + i]["value"] for e in evaluations))
-        for i, each in enumerate(stream.general)
+                   values=tuple(_figures(each, evaluations, "value")))
+        for each in stream.general
     ]  # fmt: skip
     return AccuracyMatrix(
         columns=tuple(each.name for _, each in columns),
-        values=tuple(tuple(row) for row in table[1:]),
-        untrained=tuple(table[0]),
+        values=tuple(table[1:]),
+        untrained=table[0],
         taught=tuple(task for task, _ in columns),
+        erased=tuple(stream.erased_from(each) for _, each in columns),
         sizes=tuple(len(each.rows) for _, each in columns),
         units=tuple(each.metric.unit for _, each in columns),
         general=tuple(general),
     )
+
+
+def _figures(each: EvalSet, evaluations: Sequence[dict[str, Any]], key: str) -> list[float | None]:
+    """One figure of a set from every evaluation; None where it was not judged, or with other rows."""
+    data = identity(each)
+    entries = [entry_of(each.name, data, evaluation) for evaluation in evaluations]
+    return [None if entry is None else entry[key] for entry in entries]
 
 
 def metrics_of(matrix: AccuracyMatrix) -> list[dict[str, Any]]:
@@ -187,22 +257,34 @@ def metrics_of(matrix: AccuracyMatrix) -> list[dict[str, Any]]:
     return found
 
 
+def visible(stream: Stream, evaluations: Sequence[dict[str, Any]]) -> str:
+    """What an answer could be told from."""
+    text = VISIBLE[stream.candidates]
+    if stream.candidates == "all" and len({each.get("labels") for each in evaluations}) > 1:
+        text += " The stream was extended: stages before that were judged among the labels that it had then."
+    return text
+
+
+def lost(folder: RunFolder, row: int) -> UserError:
+    return UserError(
+        f"{folder.stage(row)} has lost its evaluation, though later stages have theirs. Remove it and the "
+        "folders of all later stages, and run the same command again."
+    )
+
+
 def summarise(stream: Stream, folder: RunFolder) -> dict[str, Any]:
     """Write and return summary.json from the evaluations in the folder."""
     done = [row for row in range(len(stream.stages) + 1) if folder.has(row, "evaluation.json")]
     for row, next_row in zip(done, done[1:], strict=False):
         if next_row > row + 1:
-            raise UserError(
-                f"{folder.stage(row + 1)} has lost its evaluation, though later stages have theirs. Remove "
-                "it and the folders of all later stages, and run the same command again."
-            )
+            raise lost(folder, row + 1)
     evaluations = [read_json(folder.stage(row) / "evaluation.json") for row in done]
     if not evaluations:
         raise UserError(f"{folder.path} holds no evaluation yet.")
     matrix = matrix_of(stream, evaluations)
     summary = {
         "finished": len(evaluations) == len(stream.stages) + 1,
-        "visible": VISIBLE[stream.candidates],
+        "visible": visible(stream, evaluations),
         "matrix": matrix.to_dict(),
         "metrics": metrics_of(matrix),
     }

@@ -80,18 +80,34 @@ def replayed(life: Life, num_rows: int) -> list[Item]:
 
 
 def remember(life: Life, rows: np.ndarray, logits: dict[int, Tensor]) -> None:
-    """Offer rows to the memory at their first visit; `logits` by place in `rows`, if it keeps them."""
+    """Offer rows to the memory at their first visit, unless they are to be forgotten; `logits` by place
+    in `rows`, if it keeps them.
+    """
     replay = life.methods.replay
-    if replay is None:
+    if replay is None or life.erasing:
         return
     as_text = replay.keep == "text"
     offered = []
-    for place, row in enumerate(rows):
-        task, example, _ = life.pool[row]
-        content = {"row": _plain(life.rows[row])} if as_text else {"example": example}
-        kept = {"logits": logits[place]} if replay.keeps_logits else {}
-        offered.append({"stage": task, **content, **kept})
+    for index, row in enumerate(rows):
+        item = life.pool[row]
+        content = {"row": _plain(life.rows[row])} if as_text else {"example": item.example}
+        kept = {"logits": logits[index]} if replay.keeps_logits else {}
+        offered.append({"stage": item.task, "place": item.place, **content, **kept})
     life.states["replay"] = replay.add(life.states["replay"], offered)
+
+
+def drop_erased(life: Life) -> None:
+    """Take the rows that an erase stage takes back out of the memory, before its first step."""
+    replay, erases = life.methods.replay, life.stream.stages[life.stage].erases
+    if replay is None or erases is None:
+        return
+    task = next(i for i, each in enumerate(life.tasks) if each.name == erases.stage)
+    places, whole = set(erases.places), len(erases.places) == len(life.tasks[task].rows)
+
+    def gone(item: dict[str, Any]) -> bool:
+        return item["stage"] == task and (whole or item["place"] in places)
+
+    life.states["replay"] = replay.forget(life.states["replay"], gone)
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -41,14 +41,40 @@ def gradients(life: Life, rows: np.ndarray, micro_batch_size: int | None, first_
 
     The loss is the mean over all labelled positions of the step, however the step is cut into micro
     batches. Penalties on answers count in every micro batch by its share of the positions, penalties
-    on weights once per step, after the task's gradient is complete.
+    on weights once per step, after the task's gradient is complete. In an erase stage the new rows are
+    to be forgotten, by a term of their own that comes after the loss of the rows that remain.
     """
     new, old = items(life, rows), replayed(life, len(rows))
+    forgotten = life.batches(new, micro_batch_size) if life.erasing else []
+    learned = [] if life.erasing else new
     replay = life.methods.replay
     apart = replay is not None and not replay.joins
     reference = gradient_of(life, old, micro_batch_size) if old and apart and replay.projects else None
-    parts = life.batches(new if apart else new + old, micro_batch_size)
-    count = life.total(sum(part.labelled for part in parts))
+    parts = life.batches(learned if apart else learned + old, micro_batch_size)
+    total, sums, logits = backward_learned(life, parts, first_visit)
+    if old and apart and not replay.projects:
+        add(sums, backward_memory(life, old, micro_batch_size))
+    add(sums, backward_forgotten(life, forgotten, len(new)))
+    gather_gradients(life)
+    seen = [*parts, *forgotten]
+    tokens, pads = sum(part.tokens for part in seen), sum(part.pads for part in seen)
+    taken = together(life, Taken(total, sums, tokens, pads, logits))
+    life.loss = taken.loss
+    life.call("after_backward")
+    on_weights = terms_on_weights(life)
+    if on_weights:
+        add(taken.terms, on_weights)
+        life.accelerator.backward(sum(on_weights.values()))
+    if reference is not None:
+        replay.project(life.params, reference)
+    return taken
+
+
+def backward_learned(
+    life: Life, parts: Sequence[Part], first_visit: bool
+) -> tuple[float, dict[str, float], dict[int, Tensor]]:
+    """(loss, terms, logits that a memory keeps) of rows whose loss is minimised, with their gradient."""
+    replay, count = life.methods.replay, life.total(sum(part.labelled for part in parts))
     keeps = replay is not None and replay.keeps_logits and first_visit
     total, sums, logits = 0.0, {}, {}
     for part in parts:
@@ -61,20 +87,7 @@ def gradients(life: Life, rows: np.ndarray, micro_batch_size: int | None, first_
         if keeps:
             logits |= logits_by_place(part, outputs)
         life.accelerator.backward(sum(own.values(), start=loss))
-    if old and apart and not replay.projects:
-        add(sums, backward_memory(life, old, micro_batch_size))
-    gather_gradients(life)
-    tokens, pads = sum(part.tokens for part in parts), sum(part.pads for part in parts)
-    taken = together(life, Taken(total, sums, tokens, pads, logits))
-    life.loss = taken.loss
-    life.call("after_backward")
-    on_weights = terms_on_weights(life)
-    if on_weights:
-        add(taken.terms, on_weights)
-        life.accelerator.backward(sum(on_weights.values()))
-    if reference is not None:
-        replay.project(life.params, reference)
-    return taken
+    return total, sums, logits
 
 
 def together(life: Life, own: Taken) -> Taken:
@@ -92,7 +105,7 @@ def together(life: Life, own: Taken) -> Taken:
 
 def add(totals: dict[str, float], found: Mapping[str, Tensor | float]) -> None:
     for name, term in found.items():
-        totals[name] = totals.get(name, 0.0) + float(term)
+        totals[name] = totals.get(name, 0.0) + (term.item() if isinstance(term, Tensor) else term)
 
 
 def terms(life: Life, part: Part | None = None, outputs: Outputs | None = None, share: float = 1.0) -> Terms:
@@ -101,7 +114,7 @@ def terms(life: Life, part: Part | None = None, outputs: Outputs | None = None, 
     every process. Methods that hold nothing yet are absent.
     """
     found, context = {}, None
-    for role, actor in life.terms_of[part is not None].items():
+    for role, actor in life.with_term(on_answers=part is not None).items():
         context = context or life.context(part, outputs)
         term = actor.loss(context, life.states[role])
         if term is not None:
@@ -111,7 +124,7 @@ def terms(life: Life, part: Part | None = None, outputs: Outputs | None = None, 
 
 def terms_on_weights(life: Life) -> Terms:
     """Once per step; without such terms the compute type, dear to a small step, is not entered."""
-    if not life.terms_of[False]:
+    if not life.with_term(on_answers=False):
         return {}
     with life.autocast():
         return terms(life)
@@ -160,6 +173,21 @@ def backward_memory(life: Life, items: Sequence[Item], size: int | None) -> Term
         life.accelerator.backward(sum(made.values()))
         for name, each in made.items():
             found[name] = found.get(name, 0.0) + each.detach()
+    return found
+
+
+def backward_forgotten(life: Life, parts: Sequence[Part], num_rows: int) -> Terms:
+    """Gradient of the mean term of rows that are to be forgotten, `num_rows` in all processes."""
+    method, found = life.methods.unlearning, {}
+    for part in parts:
+        with life.autocast():
+            outputs = part.objective.forward(life.network, part.batch)
+            losses = method.row_losses(life.context(part, outputs), life.states["unlearning"])
+        if losses is None:
+            continue
+        term = losses.sum() / num_rows
+        life.accelerator.backward(term)
+        found[snake(method)] = found.get(snake(method), 0.0) + term.detach()
     return found
 
 

@@ -22,13 +22,14 @@ from lifelong.core.axes import (
     Replay,
     Row,
     Tuner,
+    Unlearning,
 )
 from lifelong.core.batching import Item, Part
 from lifelong.core.composition import Methods, snake
 from lifelong.core.model import Model
 from lifelong.core.stream import Stage, Stream
 from lifelong.errors import UserError
-from lifelong.store.run import RunFolder
+from lifelong.store.run import Position, RunFolder
 
 
 def derive(*numbers: int) -> int:
@@ -77,21 +78,29 @@ class Life:
         self.params: Params = {}
         self.num_steps, self.learning_rate = 0, 0.0
         self.loss: float | None = None  # of the step, between its last backward pass and its end
-        self.terms_of = {  # methods with a term: on weights (False), on answers (True)
-            on_answers: {
-                r: a for r, a in self.actors.items() if _has_term(a) and a.needs_outputs == on_answers
-            }
-            for on_answers in (False, True)
-        }
         self.num_old_labels: int | None = None
 
     @property
     def tuner_state(self) -> states.State:
         return self.states["tuner"]
 
-    def restore(self, folder: RunFolder) -> None:
-        """Attach the methods; go to the newest whole checkpoint where there is one."""
-        position = folder.latest()
+    @property
+    def erasing(self) -> bool:
+        """Are the rows of the stage to be forgotten?"""
+        return self.stage >= 0 and self.stream.stages[self.stage].erases is not None
+
+    @property
+    def acting(self) -> dict[str, Active]:
+        """Methods that take part in the stage, by role."""
+        return {r: a for r, a in self.actors.items() if self.erasing or not isinstance(a, Unlearning)}
+
+    def with_term(self, on_answers: bool) -> dict[str, Active]:
+        """Methods with a term on answers, or with one on weights."""
+        return {r: a for r, a in self.acting.items() if _has_term(a) and a.needs_outputs == on_answers}
+
+    def restore(self, folder: RunFolder, position: Position | None = None) -> None:
+        """Attach the methods; go to the checkpoint given, else to the newest whole one if there is one."""
+        position = position or folder.latest()
         tuner = self.methods.tuner
         if position is None:
             self.states["tuner"] = tuner.attach(self.model, None, derive(self.seed))
@@ -107,7 +116,8 @@ class Life:
         device = self.accelerator.device
         self.states |= {role: states.moved(state, device) for role, state in saved["states"].items()}
         self.stage, self.step = position.stage, position.step
-        self.spent, self.steps_before = saved["spent"], saved["notes"]["steps_before"]
+        self.spent, notes = saved["spent"], saved["notes"]
+        self.steps_before, self.truncated = notes["steps_before"], notes["truncated_rows"]
         if self.step is not None:
             stage = self.stream.stages[self.stage]
             self._encode(stage)
@@ -132,7 +142,7 @@ class Life:
         self._encode(stage)
         self.call("begin_stage", ("tuner",))
         self._grow(index)
-        self.call("begin_stage", [role for role in self.actors if role != "tuner"])
+        self.call("begin_stage", [role for role in self.acting if role != "tuner"])
         self._make_optimizer(stage, None)
 
     def learns_by_gradient(self) -> bool:
@@ -148,7 +158,7 @@ class Life:
         mergers = [role for role, actor in self.actors.items() if isinstance(actor, Merger)]
         self.call("end_stage", mergers)
         with self.serving():
-            self.call("end_stage", [role for role in self.actors if role not in ("tuner", *mergers)])
+            self.call("end_stage", [role for role in self.acting if role not in ("tuner", *mergers)])
         self.call("end_stage", ("tuner",))
         self.params = self.model.params()
         self.step = None
@@ -156,7 +166,7 @@ class Life:
     def call(self, hook: str, roles: Iterable[str] | None = None) -> None:
         """Let every method that defines `hook` answer it; keep the states that they return."""
         context = None
-        for role in self.actors if roles is None else roles:
+        for role in self.acting if roles is None else roles:
             actor = self.actors[role]
             if getattr(type(actor), hook) is getattr(Active, hook):
                 continue
@@ -233,7 +243,7 @@ class Life:
         for name, parameter in self.params.items():
             known = old.get(name)
             if known is not None:
-                fresh[parameter] = {k: _fitted(v, parameter) for k, v in known.items()}
+                fresh[parameter] = {k: states.fitted(v, parameter) for k, v in known.items()}
         group["params"] = list(self.params.values())
         self.optimizer.state.clear()
         self.optimizer.state.update(fresh)
@@ -378,14 +388,5 @@ class Life:
 
 
 def _has_term(actor: Active) -> bool:
-    return isinstance(actor, (Tuner, Penalty)) and type(actor).loss is not Tuner.loss
-
-
-def _fitted(value: Tensor, parameter: Tensor) -> Tensor:
-    """A moment in the shape of its parameter: the leading block is kept, the rest is zero."""
-    if value.dim() == 0 or value.shape == parameter.shape:
-        return value
-    grown = value.new_zeros(parameter.shape)
-    block = tuple(slice(min(a, b)) for a, b in zip(value.shape, parameter.shape, strict=True))
-    grown[block] = value[block]
-    return grown
+    without = (Tuner.loss, Unlearning.loss)
+    return isinstance(actor, (Tuner, Penalty, Unlearning)) and type(actor).loss not in without

@@ -40,6 +40,7 @@ class AccuracyMatrix:
     columns: tuple[str, ...]  # C
     values: tuple[tuple[Score, ...], ...]  # T x C
     taught: tuple[int, ...]  # C; row after which the column's task had been trained; joint: all 0
+    erased: tuple[int | None, ...] = ()  # C or empty; row from which on what it asks for was erased
     sizes: tuple[int, ...]  # C; evaluation rows
     units: tuple[str, ...] = ()  # C or empty; "%" where a cell is a share in [0, 1]
     untrained: tuple[Score, ...] | None = None  # C; before the first stage
@@ -49,7 +50,7 @@ class AccuracyMatrix:
         num_columns, num_rows = len(self.columns), len(self.values)
         for name in ("taught", "sizes"):
             _expect(name, len(getattr(self, name)), num_columns, "columns")
-        for name in ("units", "untrained"):
+        for name in ("units", "untrained", "erased"):
             _expect(name, len(getattr(self, name) or self.columns), num_columns, "columns")
         for index, row in enumerate(self.values):
             _expect(f"values[{index}]", len(row), num_columns, "columns")
@@ -81,12 +82,18 @@ class AccuracyMatrix:
         return len(self.values) - 1
 
     def known(self, row: int) -> list[int]:
-        """Columns whose task had been trained when `row` was measured."""
-        return [i for i, taught in enumerate(self.taught) if taught <= row]
+        """Columns whose task had been trained, and not erased, when `row` was measured."""
+        return [i for i, taught in enumerate(self.taught) if taught <= row and i not in self.gone(row)]
+
+    def gone(self, row: int) -> list[int]:
+        """Columns that had been erased when `row` was measured: to be low there is the aim."""
+        return [i for i, erased in enumerate(self.erased) if erased is not None and erased <= row]
 
     def old(self) -> list[int]:
-        """Columns whose task was trained before the last stage: those that can be forgotten."""
-        return self.known(self.last - 1)
+        """Columns whose task was trained before the last stage, and not erased: those that can be
+        forgotten.
+        """
+        return [i for i in self.known(self.last) if self.taught[i] < self.last]
 
     def when_taught(self, column: int) -> Score:
         """Score right after the column's own stage; the stage must have ended."""
@@ -118,6 +125,7 @@ class AccuracyMatrix:
             columns=tuple(content["columns"]),
             values=tuple(tuple(row) for row in content["values"]),
             taught=tuple(content["taught"]),
+            erased=tuple(content["erased"]),
             sizes=tuple(content["sizes"]),
             units=tuple(content["units"]),
             untrained=None if untrained is None else tuple(untrained),

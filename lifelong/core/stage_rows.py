@@ -47,7 +47,7 @@ def encode(
     for task, (part, each, count) in enumerate(zip(parts, encoded, counts, strict=True), start=first):
         if task == before:
             found.own = len(found.pool)
-        items = [Item(task, example) for example in each.examples]
+        items = [Item(task, example, place=place) for place, example in enumerate(each.examples)]
         packed = part.objective.packed_tokens is not None
         rows = [{}] * len(items) if packed else list(part.rows)
         assert len(rows) == len(items), "one example per row, unless rows are packed"

@@ -81,3 +81,13 @@ def num_bytes(state: Any) -> int:
     if isinstance(state, (list, tuple)):
         return sum(num_bytes(value) for value in state)
     return len(state.encode()) if isinstance(state, str) else 4
+
+
+def fitted(value: Tensor, parameter: Tensor) -> Tensor:
+    """A moment in the shape of its parameter: the leading block is kept, the rest is zero."""
+    if value.dim() == 0 or value.shape == parameter.shape:
+        return value
+    grown = value.new_zeros(parameter.shape)
+    block = tuple(slice(min(a, b)) for a, b in zip(value.shape, parameter.shape, strict=True))
+    grown[block] = value[block]
+    return grown

@@ -1,11 +1,11 @@
 """Stage and stream: what comes, in which order, and what is evaluated throughout."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
 
 from lifelong.core.axes import AnswerMetric, Objective, Row, Schedule
-from lifelong.core.settings import Range, check
+from lifelong.core.settings import Range, check, misfit
 from lifelong.errors import UserError
 
 
@@ -54,11 +54,52 @@ class EvalSet:
     objective: Objective
     metric: AnswerMetric
     labels: tuple[str, ...] = ()  # candidate answers, where the task has a closed set
+    erased_by: str = ""  # name of the stage that erases what these rows ask for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erasure:
+    """What an erase stage takes back: rows of an earlier stage."""
+
+    stage: str  # its name
+    places: tuple[int, ...]  # of the rows to be forgotten, among its rows
+
+
+Drop = Annotated[float, Range(0, 1, open_low=True)]  # share of rows; of a perplexity, its relative growth
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """What must not be lost. A set without a budget (None) is not guarded."""
+
+    allowed_drop_fraction: Drop | None = 0.02  # of each set whose stage has ended before
+    general_drop_fraction: Drop | None = 0.03  # of each general set
+    sets: Mapping[str, float | None] = field(default_factory=dict)  # budgets of single sets, by name
+    otherwise: Literal["stop", "repair", "keep"] = "stop"  # what follows where a budget is broken
+    undecided: Literal["refuse", "promote"] = "refuse"  # a set that is too small to tell
+    reference: Literal["best", "before", "first"] = "best"  # drops are counted from this row of the matrix
+    confidence: Annotated[float, Range(0.5, 1, open_high=True)] = 0.95  # of the interval of a drop
+    layer_groups: Annotated[int, Range(1)] = 1  # that a repair moves apart, by depth; 1: the whole model
+    trials: Annotated[int, Range(1)] = 6  # halvings in a repair, for each group
+
+    def __post_init__(self) -> None:
+        check(self)
+        for name, value in self.sets.items():
+            problem = misfit(value, Drop | None)
+            if problem:
+                raise UserError(f"Guard.sets: the budget of `{name}` must be {problem}; got {value!r}.")
+
+    def budget(self, name: str, general: bool) -> float | None:
+        """Allowed drop of a set."""
+        usual = self.general_drop_fraction if general else self.allowed_drop_fraction
+        return self.sets.get(name, usual)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One step of a life: training rows, what judges them, an objective, a budget."""
+    """One step of a life: training rows, what judges them, an objective, a budget. In an erase stage the
+    rows are those to be forgotten: the rows at `erases.places`, and maybe others like them.
+    """
 
     name: str
     rows: Sequence[Row]
@@ -68,6 +109,7 @@ class Stage:
     optimization: Optimization
     labels: tuple[str, ...] = ()
     parts: tuple["Stage", ...] = ()  # the stages that were joined into this one
+    erases: Erasure | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +120,58 @@ class Stream:
     general: tuple[EvalSet, ...] = ()  # never trained: what the model must keep
     candidates: str = "task"  # "task": a row is answered among its own task's labels; "seen":
     # among the labels of all stages trained so far; "all": among every label of the stream
+    guard: Guard | None = None
 
     def columns(self) -> list[tuple[int, EvalSet]]:
         """(index of the stage that teaches it, evaluation set), in stream order."""
         return [(i, each) for i, stage in enumerate(self.stages) for each in stage.evals]
 
+    def erased_from(self, each: EvalSet) -> int | None:
+        """Index of the stage from which on an evaluation set asks for what was erased; 0 in a stream of
+        which these rows never were a part.
+        """
+        names = [stage.name for stage in self.stages]
+        if not each.erased_by:
+            return None
+        return names.index(each.erased_by) if each.erased_by in names else 0
+
+    def current(self, row: int) -> list[str]:
+        """Evaluation sets of what the first `row` stages teach and do not erase again."""
+        gone = [self.erased_from(each) for _, each in self.columns()]
+        columns = zip(self.columns(), gone, strict=True)
+        return [each.name for (task, each), e in columns if task < row and (e is None or e >= row)]
+
     def labels(self, stages: int | None = None) -> tuple[str, ...]:
         """All labels of the first `stages` stages, in the order in which they appear."""
         return tuple(dict.fromkeys(label for stage in self.stages[:stages] for label in stage.labels))
+
+
+def without_erased(stream: Stream) -> Stream:
+    """The stream as it would be if rows that it erases had never been in it: what retraining trains.
+
+    The columns stay. Those of a stage that has no row left go to a neighbour, since no model is
+    trained that is theirs.
+    """
+    gone: dict[str, set[int]] = {}
+    for stage in stream.stages:
+        if stage.erases is not None:
+            gone.setdefault(stage.erases.stage, set()).update(stage.erases.places)
+    kept: list[Stage] = []
+    homeless: tuple[EvalSet, ...] = ()
+    for stage in stream.stages:
+        rows = [row for i, row in enumerate(stage.rows) if i not in gone.get(stage.name, ())]
+        if stage.erases is not None:
+            continue
+        if rows:
+            kept.append(replace(stage, rows=rows, evals=homeless + stage.evals))
+            homeless = ()
+        elif kept:
+            kept[-1] = replace(kept[-1], evals=kept[-1].evals + stage.evals)
+        else:
+            homeless += stage.evals
+    if not kept:
+        raise UserError("every row of the stream is erased in it, so that nothing is left to train.")
+    return replace(stream, stages=tuple(kept))
 
 
 def joined(stream: Stream) -> Stream:

@@ -1,5 +1,6 @@
 """A model as a stage of a run left it, without the data that it was trained on."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from lifelong.core.model import Model
 from lifelong.errors import UserError, nearest
 from lifelong.models import pretrained, routed
 from lifelong.models.heads import NAME as HEAD
+from lifelong.store.checkpoint import broken, read_checkpoint
 from lifelong.store.files import read_json
-from lifelong.store.run import Position, broken, load_checkpoint
+from lifelong.store.node import row_of, stage_folders
 
 
 @dataclass
@@ -48,8 +50,8 @@ def finished_stages(folder: Path) -> dict[str, Path]:
     config = read_json(folder / "config.json")
     names = [stage["name"] for stage in config["stages"]] if config["stream"] != "joint" else ["joint"]
     found = {}
-    for path in sorted((folder / "stages").glob("[0-9]*-*")):
-        index = int(path.name[:3])
+    for path in stage_folders(folder):
+        index = row_of(path)
         if index and (path / "checkpoint").exists() and index <= len(names):
             found[names[index - 1]] = path / "checkpoint"
     return found
@@ -75,14 +77,35 @@ def read_run(folder: str | Path, stage: str | None = None) -> Saved:
     found = finished_stages(folder)
     if not found:
         raise UserError(f"{folder} holds no finished stage yet; run it first.")
-    stage = stage or list(found)[-1]
+    stage = stage or _promoted(folder, found)
     if stage not in found:
         raise UserError(f"{folder} has no finished stage `{stage}`.{nearest(stage, found)}")
     problem = broken(found[stage])
     if problem:
         raise UserError(f"the checkpoint of stage {stage} in {folder} is damaged ({problem}).")
-    content = states.join(*load_checkpoint(Position(0, None, found[stage])))
+    content = states.join(*read_checkpoint(found[stage]))
     return Saved(_tuner(config), content, stage, folder, config)
+
+
+def _promoted(folder: Path, found: Mapping[str, Path]) -> str:
+    """The last finished stage that its guard let pass; a warning names those after it."""
+    refused: list[str] = []
+    for stage, checkpoint in reversed(found.items()):
+        guard = checkpoint.parent / "guard.json"
+        if not guard.exists() or read_json(guard)["promoted"]:
+            if refused:
+                names = ", ".join(reversed(refused))
+                warnings.warn(
+                    f"{folder}: over budget and not promoted: {names}; this is stage {stage}. Name another "
+                    "with `stage`.",
+                    stacklevel=2,
+                )
+            return stage
+        refused.append(stage)
+    raise UserError(
+        f"{folder} has no stage that was promoted: {', '.join(found)} lost more than the guard allows. Name "
+        "one with `stage`, or take the model that the run began from."
+    )
 
 
 def _part(folder: Path, config: dict[str, Any], stage: str | None) -> Path:

@@ -13,9 +13,11 @@ def interpolate(
     params: Mapping[str, Tensor], before: Mapping[str, Tensor], ratio: Callable[[str], float]
 ) -> None:
     """parameter <- before + ratio(name) * (parameter - before), in place. Of a parameter that has
-    grown since, the old block; what did not change keeps every bit.
+    grown since, the old block; what did not change keeps every bit, and so do both ends. `before` is
+    read one tensor at a time, so that it may lie on the disk.
     """
     for name, old in before.items():
-        if name in params:
-            block = leading(params[name], old.shape, name)
-            block.copy_(torch.lerp(old.to(block.device), block, ratio(name)))
+        share = ratio(name)
+        if name in params and share != 1:
+            block, old = leading(params[name], old.shape, name), old.to(params[name].device)
+            block.copy_(torch.lerp(old, block, share) if share else old)

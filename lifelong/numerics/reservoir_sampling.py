@@ -3,7 +3,9 @@
 The k-th item offered (from 1) enters with probability size / k and takes a uniform place:
     j ~ Uniform{0, ..., k - 1};  k <= size: append;  else replace item j if j < size.
 Every item offered so far is then kept with probability size / k. Draws are a function of (seed, k)
-and of (seed, stage, step), so one counter is all that must be remembered.
+and of (seed, stage, step), so one counter is all that must be remembered. An item that was taken out
+leaves an empty place, which is drawn like any other: those that stay and those that come are then kept
+with probability size / k as before.
 """
 
 from collections.abc import Sequence
@@ -16,11 +18,10 @@ def offer(kept: list[Any], items: Sequence[Any], size: int, seed: int, seen: int
     """Offer `items` to `kept`, which is changed in place; returns how many were seen in all."""
     for item in items:
         seen += 1
-        if len(kept) < size:
+        place = seen - 1 if seen <= size else int(np.random.Philox(key=[seed, seen]).random_raw() % seen)
+        if len(kept) <= place < size:  # an empty place; which one makes no difference
             kept.append(item)
-            continue
-        place = int(np.random.Philox(key=[seed, seen]).random_raw() % seen)
-        if place < size:
+        elif place < size:
             kept[place] = item
     return seen
 

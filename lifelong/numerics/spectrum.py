@@ -40,3 +40,9 @@ def rank_reduced(matrix: Tensor, rank: int) -> Tensor:
     if rank >= min(matrix.shape):
         return matrix.float()
     return triples(matrix).part(0, rank).product()
+
+
+def effective_rank(sizes: Tensor) -> float:
+    """exp(-sum p ln p) with p = sizes / sum of sizes (Roy and Vetterli 2007); 0 where all are 0."""
+    shares = sizes.double() / sizes.double().sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return float(torch.exp(-torch.special.xlogy(shares, shares).sum())) if shares.any() else 0.0

@@ -25,7 +25,7 @@ class Reservoir(Replay):
     paper: ClassVar[str] = "Vitter 1985, doi:10.1145/3147.3165"
     cost: ClassVar[str] = "fraction more rows per step; `size` rows in memory, whatever the number of stages"
     verified: ClassVar[tuple[str, ...]] = (
-        "inclusion is uniform over the stream (chi-square), before and after a resume",
+        "inclusion is uniform over the stream (chi-square), before and after a resume or an erasure",
         "fraction 0 or size 0 equals no memory bit for bit",
         "resumes bit for bit",
     )

@@ -59,6 +59,7 @@ def build_report(runs: Sequence[Run]) -> str:
         several=len(runs) > 1,
         runs=[_run(run, group) for group in told for run in group.runs],
         formulas=_formulas(runs),
+        guard_heads=sections.GUARD_HEADS,
         light=colours.ramp(colours.LIGHT),
         dark=colours.ramp(colours.DARK),
     )
@@ -80,6 +81,7 @@ def _run(run: Run, group: Group) -> dict[str, Any]:
         "losses": sections.loss_curves(run),
         "costs": sections.costs(run),
         "diagnostics": sections.diagnostics(run),
+        "guards": sections.guards(run),
         "settings": sections.settings(run),
         "environment": sections.environment(run),
     }

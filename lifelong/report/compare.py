@@ -44,7 +44,8 @@ class Group:
         if len(self.runs) > 1 or not self.runs[0]["evaluations"]:
             return None
         run = self.runs[0]
-        sets = [s for s in run["evaluations"][-1]["sets"] if not s["general"] and s["unit"] == "%"]
+        known = [s for s in run["evaluations"][-1]["sets"] if s["name"] in columns(run)]
+        sets = [s for s in known if s["unit"] == "%" and s["name"] not in erased(run)]
         if not finished(run) or not sets or any(s["low"] is None or s["high"] is None for s in sets):
             return None
         return math.sqrt(sum(((s["high"] - s["low"]) / 2) ** 2 for s in sets)) / len(sets)
@@ -79,6 +80,13 @@ def is_percent(run: Run) -> bool:
 
 def columns(run: Run) -> list[str]:
     return list((run["summary"].get("matrix") or {}).get("columns", ()))
+
+
+def erased(run: Run) -> list[str]:
+    """Columns that the final model was to forget."""
+    matrix = run["summary"].get("matrix") or {"columns": (), "erased": ()}
+    pairs = zip(matrix["columns"], matrix["erased"], strict=False)
+    return [name for name, row in pairs if row is not None and row < len(matrix["values"])]
 
 
 def bound_of(run: Run) -> str:

@@ -12,7 +12,7 @@ from lifelong.report.compare import RATIOS, Run, finished, is_percent, metrics, 
 
 LOSS_POINTS = 400  # per curve
 ORDER = ("average_accuracy", "forgetting", "worst_forgetting", "backward_transfer", "forward_transfer")
-DIFFERENCES = ("forgetting", "worst_forgetting", "backward_transfer", "forward_transfer")
+DIFFERENCES = ("forgetting", "worst_forgetting", "backward_transfer", "forward_transfer", "erasure_gap")
 
 
 def figures(run: Run) -> list[dict[str, str]]:
@@ -53,6 +53,7 @@ def heat_map(run: Run) -> dict[str, Any] | None:
     percent = is_percent(run)
     low, high = (0.0, 1.0) if percent else (min(known, default=0.0), max(known, default=1.0))
     first = 0 if matrix["untrained"] else 1
+    since = matrix["erased"] or [None] * len(matrix["columns"])
 
     def cell(row: int, column: int, value: float | None) -> dict[str, Any]:
         share = 0.5 if value is None or high == low else (value - low) / (high - low)
@@ -60,12 +61,14 @@ def heat_map(run: Run) -> dict[str, Any] | None:
             "text": formats.score(value, percent),
             "step": None if value is None else step_of(share),
             "taught": matrix["taught"][column] + 1 == row,
+            "erased": since[column] is not None and since[column] < row,
         }
 
     names = [f"{k} {row['stage']}" if k else "untrained" for k, row in enumerate(run["evaluations"])]
     return {
         "columns": matrix["columns"],
         "percent": percent,
+        "erases": any(each is not None for each in since),
         "rows": [
             {"name": names[k], "cells": [cell(k, i, value) for i, value in enumerate(row)]}
             for k, row in enumerate(rows, start=first)
@@ -255,3 +258,65 @@ def diagnostics(run: Run) -> list[dict[str, Any]]:
 def _figure(value: float | None) -> str:
     whole = value is not None and math.isfinite(value) and value == int(value)
     return formats.number(value, 0 if whole else 3)
+
+
+GUARD_HEADS = (
+    "Set", "Compared with", "Before", "After", "Drop", "Interval", "Allowed", "Rows", "Needed", "Verdict",
+)  # fmt: skip
+
+
+def guards(run: Run) -> list[dict[str, Any]]:
+    """One table per stage: what its guard sets lost, and whether it was promoted."""
+    return [
+        {
+            "stage": each["stage"],
+            "promoted": each["promoted"],
+            "confidence": formats.number(100 * each["settings"]["confidence"], 0),
+            "rows": [_guard_row(entry) for entry in each["sets"]],
+            "repair": _repair(each["repair"]) if each["repair"] else "",
+        }
+        for each in run.get("guards", ())
+    ]
+
+
+def _guard_row(entry: dict[str, Any]) -> list[str]:
+    share = entry["unit"] == "%"
+    low, high = formats.number(_hundred(entry["low"])), formats.number(_hundred(entry["high"]))
+    return [
+        entry["name"],
+        entry["reference"],
+        _value(entry["before"], entry["unit"]),
+        _value(entry["after"], entry["unit"]),
+        formats.number(_hundred(entry["drop"])) + (" points" if share else " %"),
+        f"{low} to {high}",
+        formats.number(_hundred(entry["allowed"])),
+        formats.number(entry["count"], 0),
+        formats.number(entry["rows_needed"], 0),
+        entry["verdict"],
+    ]
+
+
+def _hundred(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _value(value: float, unit: str) -> str:
+    return f"{formats.score(value, True)} %" if unit == "%" else formats.number(value, 2)
+
+
+def _repair(found: dict[str, Any]) -> str:
+    """What a repair kept, and what it cost."""
+    lost = ", ".join(each["name"] for each in found["refused"])
+    cost = f"{len(found['trials'])} trials, {found['num_sets_judged']} sets judged, "
+    cost += formats.duration(found["seconds"])
+    if not any(found["shares"]):
+        return (
+            f"The whole update broke {lost}, and no share of it that was tried keeps every budget ({cost})."
+        )
+    kept = ", ".join(formats.number(100 * share) for share in found["shares"])
+    new = "; ".join(
+        f"{each['name']} {_value(each['value'], each['unit'])} with the whole update, "
+        f"{_value(each['after'], each['unit'])} with this share"
+        for each in found["new"]
+    )
+    return f"The whole update broke {lost}. Repaired: {kept} % of it is kept ({cost}). What it taught: {new}."

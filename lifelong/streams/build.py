@@ -1,6 +1,7 @@
 """From a stream file to the objects that the engine takes: methods and stages."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ from lifelong.core import composition, discover
 from lifelong.core.axes import AnswerMetric, Diagnostic, Method, Objective, Row, Schedule
 from lifelong.core.encoding import check_columns
 from lifelong.core.settings import build
-from lifelong.core.stream import Budget, EvalSet, Optimization, Stage, Stream
+from lifelong.core.stream import Budget, EvalSet, Guard, Optimization, Stage, Stream
 from lifelong.errors import UserError, nearest
-from lifelong.streams import plain_yaml
+from lifelong.store.content import SOURCE
+from lifelong.streams import erasure, plain_yaml
 from lifelong.streams.config import (
     BUDGET,
     METHOD_AXES,
@@ -22,7 +24,7 @@ from lifelong.streams.config import (
     Training,
     choose,
 )
-from lifelong.streams.data import SOURCE, read_rows
+from lifelong.streams.data import read_rows
 from lifelong.streams.scenarios import Part, labels_of
 
 DEFAULT_TUNER = "lora"
@@ -96,16 +98,22 @@ def _one(chosen: dict[str, Settings], axis: str, base: type, where: str) -> Any:
 def stream(config: RunConfig, folder: str | Path) -> Stream:
     """Read all rows and build the stages; relative paths start at `folder`."""
     folder = Path(folder)
+    stages: list[Stage] = []
     if config.named is not None:
-        stages = tuple(_cut(config, part) for part in config.named.parts(folder))
-    else:
-        stages = tuple(_stage(config, each, folder) for each in config.listed)
+        stages = [_cut(config, part) for part in config.named.parts(folder)]
+    for each in config.listed:
+        if each.erase is None:
+            stages.append(_stage(config, each, folder))
+        else:
+            stages = _erase_stage(config, each, stages, folder)
+    stages = erasure.split_evals(stages)
     general = tuple(_general(each, folder) for each in config.general)
     names = [each.name for stage in stages for each in stage.evals] + [each.name for each in general]
     for i, name in enumerate(names):
         if name in names[:i]:
             raise UserError(f"two evaluation sets are called `{name}`; rename one.")
-    return Stream(stages=stages, general=general, candidates=config.candidates)
+    guard = None if config.guard is None else Guard(**config.guard.model_dump())
+    return Stream(stages=tuple(stages), general=general, candidates=config.candidates, guard=guard)
 
 
 def _stage(config: RunConfig, choice: StageChoice, folder: Path) -> Stage:
@@ -114,27 +122,14 @@ def _stage(config: RunConfig, choice: StageChoice, folder: Path) -> Stage:
     rows = read_rows(choice.train, folder, f"{where}, train")
     objective = _objective(training.pop("objective"), rows, where)
     labels = _labels(rows, objective, choice.labels, where)
-    evals = []
-    for key, source in choice.eval.items():
-        name = key if key == choice.name else f"{choice.name}.{key}"
-        own = objective if source.objective is None else _objective(source.objective, [], f"{where}, eval")
-        evals.append(_eval_set(name, source, own, source.metric, labels, folder, f"{where}, eval"))
-    budget, optimization = _pace(training, where)
     return Stage(
         name=choice.name,
         rows=rows,
-        evals=tuple(evals),
+        evals=_evals(choice, objective, labels, folder),
         objective=objective,
-        budget=budget,
-        optimization=optimization,
         labels=labels,
+        **_pace(training, where),
     )
-
-
-def _pace(training: Settings, where: str) -> tuple[Budget, Optimization]:
-    schedule = _one(training.pop("schedule"), "schedules", Schedule, where)
-    budget = {key: training.pop(key) for key in BUDGET}
-    return build(Budget, budget, where), build(Optimization, {**training, "schedule": schedule}, where)
 
 
 def _cut(config: RunConfig, part: Part) -> Stage:
@@ -153,16 +148,60 @@ def _cut(config: RunConfig, part: Part) -> Stage:
         for name, rows in part.tests.items()
     )
     trained = map(str, dict.fromkeys(labels_of(part.train))) if labels else ()
-    budget, optimization = _pace(training, where)
     return Stage(
         name=part.name,
         rows=part.train,
         evals=evals,
         objective=objective,
-        budget=budget,
-        optimization=optimization,
         labels=tuple(dict.fromkeys((*labels, *trained))),
+        **_pace(training, where),
     )
+
+
+def _erase_stage(
+    config: RunConfig, choice: StageChoice, stages: Sequence[Stage], folder: Path
+) -> list[Stage]:
+    """`stages` with one more that erases from one of them; what judges it joins that stage's sets."""
+    where = f"stage {choice.name}"
+    training = config.training(choice)
+    del training["objective"]
+    target = next(each for each in stages if each.name == choice.erase.stage)
+    rows = ()
+    if choice.erase.path is not None:
+        source = erasure.source_of(choice.erase, config)
+        rows = read_rows(source, folder, f"{where}, erase")
+    erases, rows = erasure.request(choice, target, stages, rows)
+    check_columns(rows, target.objective, f"{where}, erase")
+    _check_labels(rows, target.labels, f"{where}, erase")
+    made = Stage(
+        name=choice.name, rows=rows, evals=(), objective=target.objective, erases=erases,
+        **_pace(training, where),
+    )  # fmt: skip
+    judges = _evals(choice, target.objective, target.labels, folder)
+    judged = replace(target, evals=target.evals + tuple(replace(e, erased_by=choice.name) for e in judges))
+    return [*(judged if each is target else each for each in stages), made]
+
+
+def _evals(
+    choice: StageChoice, objective: Objective, labels: tuple[str, ...], folder: Path
+) -> tuple[EvalSet, ...]:
+    """What `eval` of a stage names."""
+    where, found = f"stage {choice.name}, eval", []
+    for key, source in choice.eval.items():
+        name = key if key == choice.name else f"{choice.name}.{key}"
+        own = objective if source.objective is None else _objective(source.objective, [], where)
+        found.append(_eval_set(name, source, own, source.metric, labels, folder, where))
+    return tuple(found)
+
+
+def _pace(training: Settings, where: str) -> dict[str, Any]:
+    """Budget and optimisation of a stage."""
+    schedule = _one(training["schedule"], "schedules", Schedule, where)
+    rest = {key: value for key, value in training.items() if key not in (*BUDGET, "schedule")}
+    return {
+        "budget": build(Budget, {key: training[key] for key in BUDGET}, where),
+        "optimization": build(Optimization, {**rest, "schedule": schedule}, where),
+    }
 
 
 def _general(choice: GeneralSet, folder: Path) -> EvalSet:

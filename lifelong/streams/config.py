@@ -4,16 +4,13 @@
 `model: {name: smollm2}`), so that the record (`resolved`) has one form and reads back as itself.
 Needs no torch: a mistake in the file is told at once.
 
-Defaults and ranges of `Training` are those of `core.stream`, which cannot be read without torch;
-a test holds the two together.
+Defaults and ranges of `Training` and `GuardChoice` are those of `core.stream`, which cannot be read
+without torch; a test holds the two together.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
-from datetime import date, time
-from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
@@ -31,9 +28,10 @@ from pydantic import (
 from lifelong.core import discover
 from lifelong.core.settings import Range, misfit
 from lifelong.errors import UserError, nearest
+from lifelong.store.content import digest
 from lifelong.streams import benchmark, builtin, mistakes, overrides, plain_yaml
 
-METHOD_AXES = ("tuners", "penalties", "replay", "mixing", "mergers", "analytic", "recipes")
+METHOD_AXES = ("tuners", "penalties", "replay", "mixing", "mergers", "analytic", "unlearning", "recipes")
 BUDGET = ("epochs", "steps", "tokens", "seconds")
 BATCH = ("batch_size", "batch_tokens")
 LABELS = (  # change no number
@@ -43,6 +41,7 @@ MADE = ("hidden_sizes", "num_inputs", "seed")
 LOADED = ("revision", "gguf_file", "adapter", "allow_pickle", "trust_remote_code")
 Settings = dict[str, Any]
 Positive = Range(0, open_low=True)
+Drop = Annotated[float, Range(0, 1, open_low=True)]
 
 
 def choose(axes: tuple[str, ...], value: Any) -> dict[str, Settings]:
@@ -125,6 +124,11 @@ class ModelChoice(Part):
     num_inputs: Annotated[int, Range(1)] | None = None
     seed: Annotated[int, Range(0)] | None = None
 
+    @property
+    def is_drawn(self) -> bool:
+        """Are its weights drawn anew by the seed of each run?"""
+        return self.name == "perceptron" and self.seed is None
+
     @model_validator(mode="after")
     def _one_kind(self) -> "ModelChoice":
         made = self.name == "perceptron"
@@ -163,6 +167,20 @@ class GeneralSet(Part):
     labels: Labels | None = None
 
 
+class GuardChoice(Part):
+    """What must not be lost; defaults and ranges are those of `core.stream.Guard`."""
+
+    allowed_drop_fraction: Drop | None = 0.02
+    general_drop_fraction: Drop | None = 0.03
+    sets: dict[str, Drop | None] = {}
+    otherwise: Literal["stop", "repair", "keep"] = "stop"
+    undecided: Literal["refuse", "promote"] = "refuse"
+    reference: Literal["best", "before", "first"] = "best"
+    confidence: Annotated[float, Range(0.5, 1, open_high=True)] = 0.95
+    layer_groups: Annotated[int, Range(1)] = 1
+    trials: Annotated[int, Range(1)] = 6
+
+
 class Training(Part):
     """What a stage may set and `defaults` may set for all."""
 
@@ -183,10 +201,28 @@ class Training(Part):
     sort_by_length: bool = True
 
 
+class Erase(Source):
+    """Which rows of an earlier stage an erase stage takes back."""
+
+    path: str | None = None  # rows given explicitly
+    stage: str
+    labels: Labels | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Erase":
+        reading = [k for k, f in Source.model_fields.items() if k != "path" and getattr(self, k) != f.default]
+        if self.path is None and reading:
+            raise UserError(f"`{reading[0]}` says how a file of rows is read; give its `path` too.")
+        if self.path is not None and self.labels is not None:
+            raise UserError("give `labels` or `path`, not both; with neither the whole stage is erased.")
+        return self
+
+
 class StageChoice(Training):
     name: str
-    train: Annotated[Source, BeforeValidator(partial(_named, "path"))]
-    eval: dict[str, EvalSource]
+    train: Annotated[Source, BeforeValidator(partial(_named, "path"))] | None = None
+    erase: Annotated[Erase, BeforeValidator(partial(_named, "stage"))] | None = None
+    eval: dict[str, EvalSource] = {}
     labels: Labels | None = None
 
     @model_validator(mode="before")
@@ -203,11 +239,23 @@ class StageChoice(Training):
             if len(set(stems)) < len(stems):
                 raise UserError("eval: two files of the same name; write a mapping of names to files.")
             given = dict(zip(stems, paths, strict=True))
-        if given in (None, {}):
+        if given in (None, {}) and raw.get("erase") is None:
             raise UserError("eval: name at least one file.")
         if isinstance(given, dict):
             given = {name: _named("path", each) for name, each in given.items()}
         return {**raw, "eval": given}
+
+    @model_validator(mode="after")
+    def _trains_or_erases(self) -> "StageChoice":
+        if (self.train is None) == (self.erase is None):
+            raise UserError("give `train`, rows to learn, or `erase`, rows to forget; exactly one of them.")
+        if self.erase is None and not self.eval:
+            raise UserError("`eval` is missing.")
+        for key in ("objective", "labels") if self.erase is not None else ():
+            if getattr(self, key) is not None:
+                raise UserError(f"{key}: a stage that erases has the {key} of the stage that it erases from; "
+                                "leave it out.")  # fmt: skip
+        return self
 
 
 class RunConfig(Part):
@@ -230,6 +278,7 @@ class RunConfig(Part):
     defaults: Training = Training()
     stages: Annotated[tuple[StageChoice, ...], WrapValidator(_stages)]  # or a Benchmark
     general: tuple[GeneralSet, ...] = ()
+    guard: GuardChoice | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunConfig":
@@ -248,6 +297,8 @@ class RunConfig(Part):
                 if name in names[:i]:
                     raise UserError(f"{group}[{i}].name: `{name}` is taken; names must differ.")
         for i, stage in enumerate(self.listed):
+            if stage.erase is not None:
+                self._check_erased(i, stage.erase.stage)
             self._check_training(stage, f"stages[{i}]", "here or under `defaults`")
         if self.named is not None:
             self._check_training(Training(), "stages", "under `defaults`")
@@ -259,6 +310,16 @@ class RunConfig(Part):
             raise UserError(f"{where}: no budget. Give {', '.join(BUDGET[:-1])} or {BUDGET[-1]}, {place}.")
         if (merged["batch_size"] is None) == (merged["batch_tokens"] is None):
             raise UserError(f"{where}: give exactly one of batch_size (rows) and batch_tokens (positions).")
+
+    def _check_erased(self, index: int, name: str) -> None:
+        """Raise UserError unless an earlier stage that trains is called `name`."""
+        where, every = f"stages[{index}].erase.stage", [each.name for each in self.stages]
+        if name not in every:
+            raise UserError(f"{where}: no stage is called `{name}`.{nearest(name, every)}")
+        if every.index(name) >= index:
+            raise UserError(f"{where}: `{name}` comes later; only what was taught before can be erased.")
+        if self.stages[every.index(name)].train is None:
+            raise UserError(f"{where}: `{name}` erases rows itself; name the stage that taught them.")
 
     @property
     def named(self) -> benchmark.Benchmark | None:
@@ -289,12 +350,16 @@ class RunConfig(Part):
                 if own & set(group):
                     merged |= {key: values[key] if key in own else None for key in group}
             merged |= {key: value for key, value in values.items() if key in own or key not in merged}
+        if stage.erase is not None:
+            merged["objective"] = None  # that of the stage that it erases from
         return {key: merged[key] for key in Training.model_fields}
 
     def resolved(self) -> Settings:
         """Plain JSON with every default written out; reads back as an equal configuration."""
         record = self.model_dump(mode="json", exclude={"stages", "defaults"}, exclude_none=True)
         record["output"] = self.output or f"runs/{self.name}"
+        if self.guard is not None:
+            record["guard"] = self.guard.model_dump(mode="json")  # null means: not guarded
         if self.seeds is not None:
             del record["seed"]
         if self.named is not None:
@@ -310,17 +375,6 @@ class RunConfig(Part):
     def fingerprint(self) -> str:
         """SHA-256 of everything in the record that can change a number (files are not read)."""
         return digest({key: value for key, value in self.resolved().items() if key not in LABELS})
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of plain values and of rows; images and arrays count by their bytes."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_content).encode()).hexdigest()
-
-
-def _content(value: Any) -> str:
-    if isinstance(value, (date, time, Decimal)):
-        return str(value)
-    return hashlib.sha256(value if isinstance(value, bytes) else value.tobytes()).hexdigest()
 
 
 def read(path: str | Path, changes: Iterable[str] = ()) -> RunConfig:

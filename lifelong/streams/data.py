@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import UserError, nearest
+from lifelong.store.content import SOURCE
 from lifelong.streams import builtin
 from lifelong.streams.config import Source
 
-SOURCE = "__source__"
 FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",

@@ -3,17 +3,17 @@
 The update lives in the weights themselves; there is nothing to fold.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from lifelong.core.axes import Context, Tuner
 from lifelong.core.model import Model
 from lifelong.core.state import State
 from lifelong.errors import UserError
+from lifelong.numerics.interpolation import interpolate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +43,9 @@ class Full(Tuner):
         return {}
 
     def interpolate(
-        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
     ) -> State:
-        with torch.no_grad():
-            for name, parameter in context.params.items():
-                old = before[name]
-                block = parameter[tuple(slice(n) for n in old.shape)]  # a head may have grown
-                block.copy_(torch.lerp(old, block, ratio(name)))
+        interpolate(context.params, before, ratio)
         return state
 
     def fold(self, model: Model, state: State) -> None:

@@ -15,7 +15,7 @@ and checkpoints see every weight. No code of the authors was at hand.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -83,7 +83,7 @@ class Hft(Tuner):
         del model.network.half_hooks
 
     def interpolate(
-        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
     ) -> State:
         interpolate(context.params, before, ratio)
         return state

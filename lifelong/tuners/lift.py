@@ -17,7 +17,7 @@ gradients just before the update (after the tuner) does not reach the chosen ent
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -119,7 +119,7 @@ class Lift(Tuner):
         return None
 
     def interpolate(
-        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
     ) -> State:
         interpolate(context.params, before, ratio)
         return state

@@ -14,7 +14,7 @@ training mode with gradients count, replayed rows included, a teacher's do not; 
 masked. The paper's second form, masks on the factors of LoRA, is the method `migu_lora`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -76,7 +76,7 @@ class Migu(Tuner):
         output_masks.unwatch(model.network)
 
     def interpolate(
-        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
     ) -> State:
         interpolate(context.params, before, ratio)
         return state

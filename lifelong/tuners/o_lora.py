@@ -11,7 +11,7 @@ copy, in float32, rounded once), so that a step costs the same in stage 50 as in
 dropout acts on the new pair only. Export writes one adapter of rank R + rank.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -40,6 +40,7 @@ class OLora(Tuner):
     persistent: ClassVar[bool] = False
     has_subspaces: ClassVar[bool] = True
     interpolates: ClassVar[bool] = True
+    starts_at_zero: ClassVar[bool] = True
 
     rank: Annotated[int, Range(1)] = 8  # of the pair of one stage
     alpha: Annotated[float, Range(0, open_low=True)] = 16.0  # update is scaled by alpha / rank
@@ -108,7 +109,7 @@ class OLora(Tuner):
         return found
 
     def interpolate(
-        self, context: Context, state: State, before: dict[str, Tensor], ratio: Callable[[str], float]
+        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
     ) -> State:
         """The stage's update is scale * B A with a fresh pair, so a share of it is a share of B."""
         with torch.no_grad():
@@ -116,7 +117,7 @@ class OLora(Tuner):
                 if name.endswith(".lora_B.weight"):
                     parameter.mul_(ratio(name))
                 elif not name.endswith(".lora_A.weight"):
-                    parameter.copy_(torch.lerp(before[name], parameter, ratio(name)))
+                    parameter.copy_(torch.lerp(before[name].to(parameter.device), parameter, ratio(name)))
         return state
 
     def subspaces(self, model: Model, state: State) -> dict[str, Subspace]:

@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import __main__ as program
-from bench import importance, o_lora, overhead, scoring, session, sft, step, table, timing
+from bench import checkpoint, importance, o_lora, overhead, scoring, session, sft, step, table, timing
 from bench.figure import Figure, Settings
 from lifelong.core.engine import Event
 
@@ -96,6 +96,16 @@ def test_methods_cost_is_reported_for_each():
     found = overhead.compare(SETTINGS, TINY)
     assert len(found) == sum(bool(case.beside) for case in overhead.CASES.values())
     assert all(figure.value > 0 and figure.holds is None for figure in found)
+
+
+def test_a_checkpoint_is_measured_on_what_a_life_saves(monkeypatch):
+    monkeypatch.setattr(checkpoint, "LARGE", {"q": (8, 4), "down": (4, 8)})
+    monkeypatch.setattr(checkpoint, "prompts", lambda: [{"prompt": "a b", "completion": "d"}] * 16)
+    real, large = checkpoint.measure(SETTINGS)
+    assert real.limit == large.limit == 2.0 and real.value_unit == "% of a minute"
+    assert real.value == pytest.approx(100 * real.ours / 60) and real.baseline > 0
+    tensors, _ = checkpoint.large(2)
+    assert sum(t.numel() for t in tensors.values()) == 3 * 2 * checkpoint.RANK * (8 + 4 + 4 + 8)
 
 
 def test_scoring_and_fine_tuning_run_on_a_tiny_model(monkeypatch):

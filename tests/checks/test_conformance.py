@@ -106,7 +106,9 @@ def record(folder):
             found[name] = {k: v for k, v in content.items() if k != "spent"}
         if path.name == "log.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+            found[name] = [
+                {k: v for k, v in line.items() if k not in ("seconds", "checksum")} for line in lines
+            ]
     return found
 
 

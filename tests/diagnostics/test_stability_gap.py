@@ -70,7 +70,7 @@ def train(folder, kill_at=None, tuner=None, **settings):
                listen=listen)  # fmt: skip
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     kept = [json.loads(path.read_text()) for path in sorted(folder.rglob("diagnostics.json"))]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in log], kept
+    return [{k: v for k, v in line.items() if k not in ("seconds", "checksum")} for line in log], kept
 
 
 ALL = (Rankme(), IntruderDimensions(), StabilityGap())

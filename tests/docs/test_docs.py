@@ -18,12 +18,12 @@ import torch
 from pydantic_core import PydanticUndefined
 
 import lifelong as ll
-from lifelong import launch
+from lifelong import bench, launch
 from lifelong.core import composition, discover, evaluation
 from lifelong.core.axes import MatrixMetric
 from lifelong.numerics import intervals
 from lifelong.store.run import read_run
-from lifelong.streams import build, builtin, config, mistakes, plain_yaml
+from lifelong.streams import bench_file, build, builtin, config, mistakes, plain_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -138,7 +138,9 @@ def data(tmp_path):
     """Files for every source of an example, with every column that an objective could ask for."""
 
     def write(chosen):
-        sources = [s for stage in chosen.stages for s in (stage.train, *stage.eval.values())]
+        asked = [s.erase for s in chosen.stages if s.erase is not None and s.erase.path is not None]
+        trained = [s.train for s in chosen.stages if s.train is not None]
+        sources = [*trained, *asked, *(s for stage in chosen.stages for s in stage.eval.values())]
         for source in (*sources, *(each.data for each in chosen.general)):
             if source.path.startswith(builtin.PREFIX):
                 continue
@@ -159,6 +161,10 @@ def data(tmp_path):
 @pytest.mark.parametrize("text", with_blocks(PAGES, "yaml"))
 def test_every_stream_file_parses_and_builds(text, data, monkeypatch, tmp_path):
     make_outsiders(tmp_path, monkeypatch)
+    if "methods" in plain_yaml.parse(text, "example"):
+        (tmp_path / "bench.yaml").write_text(text)
+        bench.check(bench_file.read(tmp_path / "bench.yaml"))
+        return
     chosen = config.parse(plain_yaml.parse(text, "example"), "example")
     methods = build.methods(chosen.method)
     built = build.stream(chosen, data(chosen))
@@ -195,7 +201,7 @@ def test_worked_matrix_gives_the_numbers_of_the_library():
     report = []
     result = doctest.DocTestRunner().run(test, out=report.append, clear_globs=False)
     assert result.failed == 0, "".join(report)
-    shown = set(re.findall(r"matrix\.(\w+)", text))
+    shown = set(re.findall(r"(?:matrix|after)\.(\w+)", text))
     matrix = {n for n in discover.names("metrics") if issubclass(discover.load(n, "metrics"), MatrixMetric)}
     assert shown == matrix, "every matrix metric has its worked number"
     check_other_definitions(test.globs["matrix"])
@@ -240,9 +246,10 @@ NAMES = [
     (config.Diagnostic, "one diagnostic"),
     (config.MethodList, "one method or a list"), (config.StageChoice, "stage"),
     (config.GeneralSet, "general set"), (config.Training, "stage settings"), (config.ModelChoice, "model"),
-    (config.Source, "source"),
+    (config.Source, "source"), (config.GuardChoice, "guard"), (config.Erase, "erase request"),
 ]  # fmt: skip
-INHERITED = {config.StageChoice: config.Training, config.EvalSource: config.Source}
+INHERITED = {config.StageChoice: config.Training, config.EvalSource: config.Source,
+             config.Erase: config.Source}  # fmt: skip
 
 
 def default(field):
@@ -253,7 +260,8 @@ def default(field):
 
 
 @pytest.mark.parametrize("cls", [config.RunConfig, config.ModelChoice, config.StageChoice, config.Training,
-                                 config.Source, config.EvalSource, config.GeneralSet])  # fmt: skip
+                                 config.Source, config.EvalSource, config.Erase, config.GeneralSet,
+                                 config.GuardChoice])  # fmt: skip
 def test_every_key_is_described_with_type_default_and_range(cls):
     text = (DOCS / "stream.md").read_text("utf-8").partition(f"<!-- keys: {cls.__name__} -->\n")[2]
     rows = text.partition("\n\n")[0].splitlines()[2:]

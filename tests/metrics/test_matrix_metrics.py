@@ -232,3 +232,68 @@ def test_differences_ignore_a_shift_and_levels_follow_it(m, shift):
         assert value(name, other) == pytest.approx(value(name, m), abs=1e-6), name
     for name in ("average_accuracy", "cumulative_accuracy", "learning_accuracy"):
         assert value(name, other) == pytest.approx(value(name, m) + shift, abs=1e-6), name
+
+
+# what was erased: columns a, b taught by stage 0, c by stage 1; stage 2 erases b; d taught by stage 3
+#           a     b     c     d
+ERASING = [(0.80, 0.90, 0.10, 0.30), (0.70, 0.80, 0.60, 0.20), (0.60, 0.20, 0.70, 0.20),
+           (0.75, 0.25, 0.50, 0.90)]  # fmt: skip
+AFTER_ERASING = {
+    "average_accuracy": (0.75 + 0.50 + 0.90) / 3,
+    "cumulative_accuracy": (10 * 0.75 + 30 * 0.50 + 40 * 0.90) / 80,
+    "forgetting": ((0.80 - 0.75) + (0.70 - 0.50)) / 2,
+    "worst_forgetting": 0.70 - 0.50,
+    "backward_transfer": ((0.75 - 0.80) + (0.50 - 0.60)) / 2,
+    "forward_transfer": ((0.10 - 0.15) + (0.20 - 0.30)) / 2,
+    "learning_accuracy": (0.80 + 0.60 + 0.90) / 3,
+    "average_incremental_accuracy": (1.7 / 2 + 2.1 / 3 + 1.3 / 2 + 2.15 / 3) / 4,  # b counts until row 2
+    "erased_accuracy": 0.25,
+    "erasure_gap": 0.25 - 0.05,
+    "retained_accuracy": (0.75 + 0.50) / 2,
+}
+
+
+def erasing(**changes):
+    made = matrix(ERASING, (0, 0, 1, 3), (10, 20, 30, 40), (0.0, 0.05, 0.15, 0.30))
+    return replace(made, **{"erased": (None, 2, None, None)} | changes)
+
+
+@pytest.mark.parametrize("name", AFTER_ERASING)
+def test_hand_computed_with_an_erase_stage(name):
+    assert value(name, erasing()) == pytest.approx(AFTER_ERASING[name], abs=1e-12)
+    if name in IDS:  # control: as an ordinary column b changes every figure
+        assert value(name, erasing(erased=())) != pytest.approx(AFTER_ERASING[name], abs=1e-3) or (
+            name == "forward_transfer"  # b is of the first stage
+        )
+
+
+def test_only_the_figures_on_erasure_look_at_erased_cells():
+    rows = [list(row) for row in ERASING]
+    rows[2][1] = rows[3][1] = 0.99
+    other = erasing(values=tuple(map(tuple, rows)))
+    for name in AFTER_ERASING:
+        assert (value(name, other) == value(name, erasing())) == (
+            name not in ("erased_accuracy", "erasure_gap")
+        )
+
+
+def test_nothing_is_erased_before_its_stage_has_ended():
+    part = erasing(values=tuple(ERASING[:2]))
+    assert value("average_accuracy", part) == pytest.approx((0.7 + 0.8 + 0.6) / 3)
+    assert [value(name, part) for name in ("erased_accuracy", "erasure_gap", "retained_accuracy")] == [
+        None
+    ] * 3
+    first = erasing(values=tuple(ERASING[:3]))  # a and c are old, b is gone
+    assert value("forgetting", first) == pytest.approx(((0.8 - 0.6) + (0.6 - 0.7)) / 2)
+
+
+def test_erasure_in_joint_training_is_from_its_only_row():
+    joint = matrix([[0.9, 0.2, 0.8]], taught=(0, 0, 0), untrained=(0.0, 0.1, 0.0))
+    joint = replace(joint, erased=(None, 0, None))
+    assert value("average_accuracy", joint) == value("retained_accuracy", joint) == pytest.approx(0.85)
+    assert value("erased_accuracy", joint) == 0.2 and value("erasure_gap", joint) == pytest.approx(0.1)
+    assert value("erasure_gap", replace(joint, untrained=None)) is None
+
+
+def test_a_matrix_with_erased_columns_reads_back():
+    assert AccuracyMatrix.from_dict(erasing().to_dict()) == erasing()

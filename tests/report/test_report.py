@@ -263,3 +263,13 @@ def _write(folder, run):
 def test_no_torch():
     code = "import sys, lifelong.report.build; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_erased_cells_are_marked_and_count_in_no_interval(family):
+    run = copy.deepcopy(next(r for r in family if r["config"]["method_name"] == "sequential"))
+    assert "Struck through" not in build_report([run]) and 'erased"' not in build_report([run])
+    whole = compare.grouped([run])[0].half_width()
+    run["summary"]["matrix"]["erased"] = [2, None, None, None, None]  # by the third stage
+    marked = build_report([run])
+    assert marked.count('erased"><s>') == 3 and "Struck through" in marked
+    assert compare.grouped([run])[0].half_width() != whole

@@ -13,7 +13,7 @@ from PIL import Image
 
 import lifelong.streams
 from lifelong.core.settings import hints
-from lifelong.core.stream import Budget, Optimization
+from lifelong.core.stream import Budget, Guard, Optimization
 from lifelong.errors import UserError
 from lifelong.streams import builtin, config, mistakes, plain_yaml
 
@@ -148,6 +148,15 @@ def test_training_keys_defaults_and_ranges_are_those_of_the_core():
     for name in set(core) - {"schedule"}:
         assert ours[name] == core[name], name
         assert config.Training.model_fields[name].default == defaults[name], name
+
+
+def test_guard_keys_defaults_and_ranges_are_those_of_the_core():
+    core = hints(Guard)
+    assert set(mistakes.hints(config.GuardChoice)) == set(core)
+    for name in set(core) - {"sets"}:
+        assert mistakes.hints(config.GuardChoice)[name] == core[name], name
+    made = config.GuardChoice().model_dump()
+    assert Guard(**made) == Guard() and made["sets"] == {}
 
 
 def test_seeds():

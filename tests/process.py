@@ -1,5 +1,6 @@
 """The command in a process of its own, forked from a server that has the imports done."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -12,14 +13,16 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-def start(folder, *words):
-    """Start `lifelong <words>` in `folder`; what it says goes to folder/said."""
-    made = CONTEXT.Process(target=_run, args=(str(folder), words))
+def start(folder, *words, inside=None):
+    """Start `lifelong <words>` in `folder`; what it says goes to folder/said. `inside` is a context
+    manager that the process runs in.
+    """
+    made = CONTEXT.Process(target=_run, args=(str(folder), words, inside or contextlib.nullcontext()))
     made.start()
     return made
 
 
-def _run(folder, words):
+def _run(folder, words, inside):
     from lifelong.cli.main import main
 
     os.chdir(folder)
@@ -27,7 +30,8 @@ def _run(folder, words):
     with open("said", "w", buffering=1) as said:
         sys.stdout = sys.stderr = said
         sys.argv = ["lifelong", *words]
-        main()
+        with inside:
+            main()
 
 
 def wait_for(condition, process, seconds=60):

@@ -1,0 +1,169 @@
+"""The table of a bench, as a page, as Markdown and as CSV; from plain values, see `lifelong.standings`."""
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from lifelong.report import charts
+from lifelong.store.files import write_text
+
+DASH = "-"
+Row = dict[str, Any]
+
+
+def points(value: float | None) -> str:
+    """A share in percent."""
+    return DASH if value is None else f"{100 * value:.1f}"
+
+
+def signed(found: dict[str, float] | None) -> str:
+    if found is None:
+        return DASH
+    return f"{100 * found['value']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+
+
+def reach(row: Row) -> str:
+    """Average accuracy with its interval."""
+    if row["interval"] is None:
+        return points(row["average_accuracy"])
+    low, high = row["interval"]
+    return f"{points(row['average_accuracy'])} [{points(low)}, {points(high)}]"
+
+
+def amount(value: float | None) -> str:
+    """Bytes in a unit that fits."""
+    if value is None:
+        return DASH
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} GB"
+
+
+def number(places: int) -> Callable[[float | None], str]:
+    return lambda value: DASH if value is None else f"{value:.{places}f}"
+
+
+COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
+    # heading, value that the page sorts by, text
+    ("method", "label", lambda r: r["label"] + (" (bound)" if r["bound"] else "") + " *" * r["tied"]),
+    ("average accuracy, %", "average_accuracy", reach),
+    ("to sequential, points", "difference", lambda r: signed(r["difference"])),
+    ("forgetting, points", "forgetting", lambda r: points(r["forgetting"])),
+    ("learning accuracy, %", "learning_accuracy", lambda r: points(r["learning_accuracy"])),
+    ("general ability kept, %", "general_ability", lambda r: points(r["general_ability"])),
+    ("rank", "rank", lambda r: number(1)(r["rank"])),
+    ("time, x", "time", lambda r: number(2)(r["time"])),
+    ("seconds", "seconds", lambda r: number(1)(r["seconds"])),
+    ("peak memory", "peak_memory_bytes", lambda r: amount(r["peak_memory_bytes"])),
+    ("kept per task", "kept_bytes", lambda r: amount(r["kept_bytes"])),
+    ("runs", "runs", lambda r: f"{r['runs']} of {r['planned']}" + (", failed" if r["problem"] else "")),
+)
+NOTES = (
+    "* not distinguishable from the best method: the 95 % interval of the paired difference holds 0.",
+    "Accuracy: mean over tasks at the end, mean over runs; intervals by resampling runs and rows.",
+    "Forgetting: best earlier accuracy minus the final one, mean over earlier tasks; less is better.",
+    "Time: seconds of training in units of sequential training's with the same order and seed.",
+)
+
+
+def write_standings(standings: dict[str, Any], output: Path) -> Path:
+    """Write bench.md, bench.csv and bench.html into `output`; returns the page."""
+    write_text(output / "bench.md", as_markdown(standings))
+    write_text(output / "bench.csv", as_csv(standings))
+    page = output / "bench.html"
+    write_text(page, as_page(standings, output))
+    return page
+
+
+def about(standings: dict[str, Any]) -> list[str]:
+    """What holds for the whole table."""
+    seeds, orders = len(standings["seeds"]), standings["orders"]
+    runs = f"{orders} order{'s' * (orders != 1)}, {seeds} seed{'s' * (seeds != 1)}."
+    failed = [f"{row['label']}: {row['problem']}" for row in standings["rows"] if row["problem"]]
+    return [runs, *standings["visible"], *NOTES, *failed]
+
+
+def as_markdown(standings: dict[str, Any]) -> str:
+    lines = [f"| {' | '.join(head for head, _, _ in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    for row in standings["rows"]:
+        cells = [text(row).replace("|", "\\|") for _, _, text in COLUMNS]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"- {line.splitlines()[-1]}" for line in about(standings))]) + "\n"
+
+
+def as_csv(standings: dict[str, Any]) -> str:
+    text = io.StringIO()
+    names = [key for key in standings["rows"][0] if key not in ("folders", "interval", "difference")]
+    ends = ["low", "high", "difference", "difference_low", "difference_high"]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*names, *ends])
+    for row in standings["rows"]:
+        apart = row["difference"] or {"value": None, "low": None, "high": None}
+        writer.writerow([*(row[name] for name in names), *(row["interval"] or (None, None)), *apart.values()])
+    return text.getvalue()
+
+
+def as_page(standings: dict[str, Any], output: Path) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    rows = [
+        {
+            "bound": row["bound"],
+            "cells": [(text(row), _key(row[key])) for _, key, text in COLUMNS],
+            "links": [_link(folder, output) for folder in row["folders"]],
+        }
+        for row in standings["rows"]
+    ]
+    return environment.get_template("standings.html.jinja").render(
+        title=standings["name"], heads=[head for head, _, _ in COLUMNS], rows=rows, notes=about(standings),
+        plots=[
+            _plot(standings["rows"], "time", "training time, in units of sequential training's"),
+            _plot(standings["rows"], "kept_bytes", "MB kept per task", 1e6),
+        ],
+    )  # fmt: skip
+
+
+def _key(value: Any) -> Any:
+    """What a column is sorted by."""
+    value = value["value"] if isinstance(value, dict) else value
+    return "" if value is None else value
+
+
+def _link(folder: str, output: Path) -> tuple[str, str]:
+    """(name, address) of a run, from the page."""
+    path = Path(folder)
+    inside = path.is_relative_to(output)
+    return path.name, str(path.relative_to(output) if inside else path) + "/report.html"
+
+
+def _plot(rows: list[Row], key: str, label: str, unit: float = 1.0) -> dict[str, Any] | None:
+    """Accuracy against a cost, as places in percent of the axes."""
+    known = [r for r in rows if r[key] is not None and r["average_accuracy"] is not None]
+    if len(known) < 2:
+        return None
+    across = charts.nice_range([0.0, *(r[key] / unit for r in known)], (0.0, math.inf))
+    up = charts.nice_range([100 * r["average_accuracy"] for r in known])
+
+    def ticks(axis: tuple[float, float, float]) -> list[tuple[float, str]]:
+        low, high, step = axis
+        count = round((high - low) / step)
+        return [(100 * i / count, f"{low + i * step:g}") for i in range(count + 1)]
+
+    dots = [
+        {
+            "x": 100 * (r[key] / unit - across[0]) / (across[1] - across[0]),
+            "y": 100 * (100 * r["average_accuracy"] - up[0]) / (up[1] - up[0]),
+            "label": r["label"], "bound": r["bound"],
+        }
+        for r in known
+    ]  # fmt: skip
+    return {"label": label, "dots": dots, "across": ticks(across), "up": ticks(up)}

@@ -1,0 +1,172 @@
+"""What a bench says: one line per method over its seeds and orders, with intervals.
+
+average accuracy   mean over tasks at the end, mean over runs; 95 % interval over runs and rows
+difference         to sequential training, on the same runs and rows: a paired interval
+rank               mean over runs of the rank by average accuracy, 1 is best
+tied               the paired interval of the difference to the best method holds 0
+time               seconds of training in units of sequential training's in the same run
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lifelong import bench as benches
+from lifelong.numerics.crossed import interval, ranks, resampled_means
+from lifelong.store.run import read_run
+from lifelong.streams.bench_file import BOUNDS, Bench, Cell
+
+SEED = 0  # of the resamples
+NAIVE = "sequential"
+METRICS = ("average_accuracy", "forgetting", "backward_transfer", "learning_accuracy", "general_ability")
+Run = dict[str, Any]
+
+
+def of(bench: Bench) -> dict[str, Any]:
+    """Plain values: `rows` by average accuracy, best first, methods that failed last."""
+    labels = list(dict.fromkeys(cell.label for cell in bench.cells))
+    cells = {label: [cell for cell in bench.cells if cell.label == label] for label in labels}
+    runs = {label: _runs(cells[label]) for label in labels}
+    tables = {label: _tables(cells[label], found) for label, found in runs.items()}
+    means = {label: None if t is None else resampled_means(t, SEED) for label, t in tables.items()}
+    best = max(
+        (label for label in labels if means[label] is not None and label not in BOUNDS),
+        key=lambda label: _mean(runs[label], "average_accuracy"), default=None,
+    )  # fmt: skip
+    placed = _ranks(runs)
+    rows = [
+        {
+            "label": label,
+            "bound": label in BOUNDS,
+            "runs": len(runs[label]),
+            "planned": len(cells[label]),
+            "problem": next(filter(None, map(benches.problem_of, cells[label])), ""),
+            "folders": [str(run["folder"]) for run in runs[label]],
+            **{name: _mean(runs[label], name) for name in METRICS},
+            "interval": None if means[label] is None else interval(means[label]),
+            "difference": _difference(label, NAIVE, runs, means),
+            "tied": label == best or _tied(_difference(label, best, runs, means)),
+            "rank": placed.get(label),
+            **_cost(label, runs),
+        }
+        for label in labels
+    ]
+    rows.sort(key=lambda row: (row["average_accuracy"] is None, -(row["average_accuracy"] or 0)))
+    told = [run["summary"]["visible"] for found in runs.values() for run in found]
+    return {
+        "name": bench.settings.name, "rows": rows, "visible": list(dict.fromkeys(told)),
+        "seeds": list(bench.settings.seeds), "orders": 1 + max(cell.order for cell in bench.cells),
+    }  # fmt: skip
+
+
+def _runs(cells: Sequence[Cell]) -> list[Run]:
+    """Finished runs in the order of their cells; an unfinished one leaves a method incomplete."""
+    return [read_run(cell.folder) for cell in cells if benches.finished(cell)]
+
+
+def _metric(run: Run, name: str) -> float | None:
+    return next((each["value"] for each in run["summary"]["metrics"] if each["id"] == name), None)
+
+
+def _mean(runs: Sequence[Run], name: str) -> float | None:
+    values = [_metric(run, name) for run in runs]
+    return None if not values or None in values else math.fsum(values) / len(values)
+
+
+def _tables(cells: Sequence[Cell], runs: Sequence[Run]) -> list[np.ndarray] | None:
+    """(S, R) final scores of every task's evaluation set, by name; None where a run is missing or a set
+    is not judged by a share.
+    """
+    if len(runs) < len(cells):
+        return None
+    found: dict[str, list[list[float]]] = {}
+    for run in runs:
+        last = run["evaluations"][-1]
+        sets = {each["name"]: each for each in last["sets"] if not each["general"]}
+        if any(each["unit"] != "%" for each in sets.values()):
+            return None
+        scores = _scores(run, list(sets))
+        if scores is None:
+            return None
+        for name in sets:
+            found.setdefault(name, []).append(scores[name])
+    return [np.asarray(found[name]) for name in sorted(found)]
+
+
+def _scores(run: Run, names: Sequence[str]) -> dict[str, list[float]] | None:
+    """Score of every row after the last stage, in the order of the rows. A run of separate models keeps
+    them in the run of each task."""
+    folder, found = Path(run["folder"]), {name: [] for name in names}
+    parts = sorted((folder / "per_task").glob("*")) if run["config"]["stream"] == "per_task" else [folder]
+    for part in parts:
+        stage = sorted((part / "stages").glob("[0-9]*-*"))[-1]
+        own = {each["name"] for each in json.loads((stage / "evaluation.json").read_text())["sets"]}
+        for line in (stage / "answers.jsonl").read_text(encoding="utf-8").splitlines():
+            answer = json.loads(line)
+            if answer["set"] in found and answer["set"] in own:
+                if "score" not in answer:
+                    return None
+                found[answer["set"]].append(float(answer["score"]))
+    return found
+
+
+def _difference(
+    label: str, other: str | None, runs: dict[str, list[Run]], means: dict[str, np.ndarray | None]
+) -> dict[str, float] | None:
+    """Of average accuracy to `other`'s, paired over runs and rows."""
+    if label == other or other is None or means.get(label) is None or means.get(other) is None:
+        return None
+    low, high = interval(means[label] - means[other])
+    value = _mean(runs[label], "average_accuracy") - _mean(runs[other], "average_accuracy")
+    return {"value": value, "low": low, "high": high}
+
+
+def _tied(difference: dict[str, float] | None) -> bool:
+    return difference is not None and difference["high"] >= 0
+
+
+def _ranks(runs: dict[str, list[Run]]) -> dict[str, float]:
+    """Mean rank of every complete method that is no bound."""
+    most = max((len(found) for found in runs.values()), default=0)
+    known = {
+        label: [_metric(run, "average_accuracy") for run in found]
+        for label, found in runs.items()
+        if found and len(found) == most and label not in BOUNDS
+    }
+    placed = [ranks([values[i] for values in known.values()]) for i in range(most)] if known else []
+    return {label: float(np.mean([each[i] for each in placed])) for i, label in enumerate(known)}
+
+
+def _cost(label: str, runs: dict[str, list[Run]]) -> dict[str, float | None]:
+    """Mean seconds of training and of evaluation, the ratio to sequential training, peak bytes, and bytes
+    kept for the past per task."""
+    mine = runs[label]
+    if not mine:
+        return dict.fromkeys(("seconds", "evaluation_seconds", "time", "peak_memory_bytes", "kept_bytes"))
+
+    def total(run: Run, key: str) -> float:
+        return sum(cost.get(key, 0.0) for cost in run["costs"])
+
+    plain = {_place(run): total(run, "seconds") for run in runs.get(NAIVE, ())}
+    shares = [total(run, "seconds") / plain[_place(run)] for run in mine if plain.get(_place(run))]
+    kept = [
+        (run["costs"][-1]["state_bytes"] + run["costs"][-1]["memory_bytes"])
+        / max(len(run["config"]["stages"]), 1)
+        for run in mine
+    ]
+    return {
+        "seconds": float(np.mean([total(run, "seconds") for run in mine])),
+        "evaluation_seconds": float(np.mean([total(run, "evaluation_seconds") for run in mine])),
+        "time": float(np.mean(shares)) if shares else None,
+        "peak_memory_bytes": max(cost["peak_memory_bytes"] for run in mine for cost in run["costs"]),
+        "kept_bytes": float(np.mean(kept)),
+    }
+
+
+def _place(run: Run) -> str:
+    """Order and seed: the name of the folder, the same for every method."""
+    return Path(run["folder"]).name

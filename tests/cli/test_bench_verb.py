@@ -1,0 +1,101 @@
+"""`lifelong bench`: runs, bounds, resume, failures, and what its table says."""
+
+import csv
+import json
+
+import pytest
+import yaml
+
+from lifelong import standings
+from lifelong.errors import UserError
+from lifelong.report.standings import write_standings
+from lifelong.streams import bench_file
+
+
+@pytest.fixture
+def bench(project, saved_model):
+    """Writes bench.yaml beside the data of `project`; a call changes its keys."""
+    stream = yaml.safe_load((project / "stream.yaml").read_text())
+
+    def write(**changes):
+        content = {
+            "name": "small", "stream": stream, "output": "out", "seeds": [0, 1], "workers": 1,
+            "methods": {"l2": ["lora", {"l2": {"strength": 1.0}}]},
+        } | changes  # fmt: skip
+        (project / "bench.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        return project / "bench.yaml"
+
+    return write
+
+
+def test_runs_bounds_failures_and_resume(lifelong, bench, project):
+    methods = {"l2": ["lora", {"l2": {"strength": 1.0}}], "lost": {"lora": {"targets": ["nowhere"]}}}
+    said = lifelong("bench", bench(methods=methods), "--json")
+    assert said.status == 0
+    rows = {row["label"]: row for row in json.loads(said.out)["rows"]}
+    assert set(rows) == {"sequential", "joint", "per_task", "l2", "lost"}
+    assert rows["lost"]["runs"] == 0 and "nowhere" in rows["lost"]["problem"]
+    assert all(rows[name]["runs"] == 2 and not rows[name]["problem"] for name in set(rows) - {"lost"})
+    assert rows["sequential"]["time"] == 1.0 and rows["joint"]["time"] > 0
+    low, high = rows["l2"]["interval"]
+    assert low <= rows["l2"]["average_accuracy"] <= high
+    apart = rows["l2"]["difference"]
+    plain = rows["sequential"]["average_accuracy"]
+    assert apart["value"] == pytest.approx(rows["l2"]["average_accuracy"] - plain)
+    assert apart["low"] <= apart["value"] <= apart["high"]
+
+    first = project / "out" / "l2" / "order0-seed1"
+    kept = (first / "summary.json").stat().st_mtime_ns
+    untrained = (first / "stages" / "000-untrained" / "evaluation.json").read_text()
+    other = project / "out" / "sequential" / "order0-seed0" / "stages" / "000-untrained" / "evaluation.json"
+    assert untrained == other.read_text()  # measured once
+    again = lifelong("bench", bench(methods={"l2": methods["l2"]}))
+    assert again.status == 0 and (first / "summary.json").stat().st_mtime_ns == kept
+    table = (project / "out" / "bench.md").read_text()
+    assert "l2" in table and "lost" not in table
+    with (project / "out" / "bench.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {line["label"] for line in lines} == {"sequential", "joint", "per_task", "l2"}
+    page = (project / "out" / "bench.html").read_text()
+    assert "l2/order0-seed1/report.html" in page and (first / "report.html").exists()
+
+
+MISTAKES = {
+    "unknown key": ({"methodz": {}}, ["unknown key `methodz`", "`methods`"]),
+    "no method": ({"methods": {}}, ["methods: name at least one"]),
+    "misspelt method": ({"methods": {"a": "reservor"}}, ["reservor", "`reservoir`"]),
+    "conflict": ({"methods": {"a": ["o_lora", "ewc"]}}, ["a, order 0", "fresh weights"]),
+    "seed twice": ({"seeds": [1, 1]}, ["none twice"]),
+    "order": ({"orders": [["sky", "fram"]]}, ["orders[0]", "sky, farm"]),
+    "pairs": ({"orders": 3, "paired": True}, ["as many orders as seeds", "3 and 2"]),
+    "folder": ({"methods": {"a/b": "lora"}}, ["`a/b`", "no `/`"]),
+    "change": ({"methods": {"a": {"method": "lora", "changes": ["defalts.epochs=2"]}}},
+               ["methods.a", "defalts"]),
+    "missing data": ({"stream": {"model": "m", "stages": [], "defaults": {"epochs": 1}}}, ["stages"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_told_before_anything_starts(lifelong, bench, project, changes, words):
+    said = lifelong("bench", bench(**changes))
+    assert said.status == 2 and "Traceback" not in said.err
+    for word in words:
+        assert word in said.err
+    assert not (project / "out").exists()
+
+
+def test_orders_are_drawn_once_and_paired_with_seeds(bench):
+    found = bench_file.read(bench(orders=[["sky", "farm"], ["farm", "sky"]], paired=True, bounds=False))
+    assert [(c.order, c.seed, [s.name for s in c.chosen.stages]) for c in found.cells] == [
+        (0, 0, ["sky", "farm"]), (1, 1, ["farm", "sky"])
+    ]  # fmt: skip
+    drawn = [[c.chosen.stages[0].name for c in bench_file.read(bench(orders=4)).cells] for _ in range(2)]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 4 * 4 * 2
+    with pytest.raises(UserError, match="no bench file"):
+        bench_file.read("nothing.yaml")
+
+
+def test_a_bench_without_runs_shows_that(bench, tmp_path):
+    found = standings.of(bench_file.read(bench()))
+    assert all(row["runs"] == 0 and row["average_accuracy"] is None for row in found["rows"])
+    assert write_standings(found, tmp_path / "page").exists()
