@@ -13,23 +13,21 @@ import re
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     ValidationError,
     WrapValidator,
-    field_validator,
     model_validator,
 )
 
 from lifelong.core import discover
-from lifelong.core.settings import Range, misfit
+from lifelong.core.settings import Range
 from lifelong.errors import UserError, nearest
 from lifelong.store.content import digest
 from lifelong.streams import benchmark, builtin, mistakes, overrides, plain_yaml
+from lifelong.streams.part import ModelChoice, Part
 
 METHOD_AXES = ("tuners", "penalties", "replay", "mixing", "mergers", "analytic", "unlearning", "recipes")
 BUDGET = ("epochs", "steps", "tokens", "seconds")
@@ -37,8 +35,6 @@ BATCH = ("batch_size", "batch_tokens")
 LABELS = (  # change no number
     "name", "output", "trackers", "checkpoint_seconds", "keep_checkpoints", "diagnostics", "evaluate_steps",
 )  # fmt: skip
-MADE = ("hidden_sizes", "num_inputs", "seed")
-LOADED = ("revision", "gguf_file", "adapter", "allow_pickle", "trust_remote_code")
 Settings = dict[str, Any]
 Positive = Range(0, open_low=True)
 Drop = Annotated[float, Range(0, 1, open_low=True)]
@@ -95,53 +91,6 @@ Metric = Annotated[dict[str, Settings], BeforeValidator(partial(choose, ("metric
 Diagnostic = Annotated[dict[str, Settings], BeforeValidator(partial(choose, ("diagnostics",)))]
 MethodList = Annotated[list[dict[str, Settings]], BeforeValidator(_methods)]
 Labels = Annotated[tuple[str, ...], BeforeValidator(_texts)]
-
-
-class Part(BaseModel):
-    """Frozen, refuses unknown keys, and checks every plain value against its annotation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _fits(cls, value: Any, info: Any) -> Any:
-        hint = mistakes.hints(cls)[info.field_name]
-        lists = isinstance(value, (list, tuple)) or get_origin(mistakes.bare(hint)) is tuple  # pydantic's
-        problem = None if lists else misfit(value, hint)
-        if problem:
-            raise UserError(f"must be {problem}; got {mistakes.shown(value)}.")
-        return value
-
-
-class ModelChoice(Part):
-    name: str  # embedded name, Hub name or folder
-    revision: str | None = None  # of a Hub name
-    gguf_file: str | None = None  # inside the folder or repository
-    adapter: str | None = None  # peft adapter that is merged in first
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
-    hidden_sizes: tuple[int, ...] | None = None  # of a perceptron, which is made
-    num_inputs: Annotated[int, Range(1)] | None = None
-    seed: Annotated[int, Range(0)] | None = None
-
-    @property
-    def is_drawn(self) -> bool:
-        """Are its weights drawn anew by the seed of each run?"""
-        return self.name == "perceptron" and self.seed is None
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> "ModelChoice":
-        made = self.name == "perceptron"
-        given = self.model_dump(exclude_defaults=True)
-        for key in LOADED if made else MADE:
-            if key in given:
-                own, other = ("made", "loaded") if made else ("loaded", "made")
-                raise UserError(
-                    f"`{key}` is for a model that is {other}; `{self.name}` is {own}. Leave it out."
-                )
-        if self.hidden_sizes is not None and min(self.hidden_sizes, default=0) < 1:
-            raise UserError(f"hidden_sizes must be at least 1, one or more; got {list(self.hidden_sizes)}.")
-        return self
 
 
 class Source(Part):
@@ -350,7 +299,7 @@ class RunConfig(Part):
                 if own & set(group):
                     merged |= {key: values[key] if key in own else None for key in group}
             merged |= {key: value for key, value in values.items() if key in own or key not in merged}
-        if stage.erase is not None:
+        if isinstance(stage, StageChoice) and stage.erase is not None:
             merged["objective"] = None  # that of the stage that it erases from
         return {key: merged[key] for key in Training.model_fields}
 
