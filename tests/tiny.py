@@ -18,6 +18,7 @@ from transformers import (
     ViTImageProcessorPil,
     ViTModel,
 )
+from transformers.utils import logging
 
 from lifelong.core.model import Model, kind_of
 
@@ -85,3 +86,11 @@ def model(architecture: str, seed: int = 0) -> Model:
     kind = kind_of(made)
     processor = ViTImageProcessorPil(size={"height": 16, "width": 16}) if kind == "vision" else tokenizer()
     return Model(network=made, processor=processor, kind=kind, window=128, name=f"tiny-{architecture}")
+
+
+def save(model, folder):
+    """A folder as a user has it."""
+    logging.disable_progress_bar()
+    model.network.save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+    return folder

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import pytest
 import tiny
 import tiny_stream
-from transformers.utils import logging
 
 from lifelong.cli.main import main
 
@@ -37,16 +36,9 @@ def lifelong(monkeypatch, capfd):
         signal.signal(number, handler)
 
 
-def save(model, folder):
-    logging.disable_progress_bar()
-    model.network.save_pretrained(folder)
-    model.processor.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def saved_model(tmp_path_factory):
-    return save(tiny.model("llama"), tmp_path_factory.mktemp("models") / "llama")
+    return tiny.save(tiny.model("llama"), tmp_path_factory.mktemp("models") / "llama")
 
 
 @pytest.fixture

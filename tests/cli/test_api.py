@@ -68,9 +68,8 @@ def test_run_of_a_recipe(project, saved_model):
 
 
 def test_the_model_given_takes_the_place_of_the_one_in_the_file(project, saved_model, tmp_path):
-    from conftest import save
 
-    other = save(tiny.model("llama", seed=1), tmp_path / "other")
+    other = tiny.save(tiny.model("llama", seed=1), tmp_path / "other")
     ll.run(str(other), "stream.yaml")
     model = json.loads(Path("out/config.json").read_text())["model"]
     assert model["name"] == str(other) == model["source"]["name"]

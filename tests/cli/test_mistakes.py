@@ -13,7 +13,6 @@ import tiny
 import tiny_stream
 import torch
 import yaml
-from conftest import save
 from safetensors.torch import save_file
 
 from lifelong.store import files
@@ -134,7 +133,7 @@ def test_folder_without_weights(lifelong, project, saved_model):
 
 
 def test_objective_that_the_model_cannot_do(lifelong, project, tmp_path):
-    save(tiny.model("bert"), tmp_path / "bert")
+    tiny.save(tiny.model("bert"), tmp_path / "bert")
     words = ("general set prose", "causal_lm", "decoder", "is of the kind encoder.", "another objective")
     refused(lifelong("run", "stream.yaml", "model=./bert"), *words)
     refused(lifelong("eval", "bert", "stream.yaml"), *words)
@@ -156,7 +155,7 @@ def test_pickles_are_refused_unless_allowed(lifelong, project, saved_model):
 
 
 def test_adapter_of_another_architecture(lifelong, project, finished, tmp_path):
-    save(tiny.model("gpt2"), tmp_path / "gpt2")
+    tiny.save(tiny.model("gpt2"), tmp_path / "gpt2")
     assert lifelong("export", finished, "adapter", "--adapter").status == 0
     anonymous(Path("adapter"))
     said = lifelong("run", "stream.yaml", "model={name: ./gpt2, adapter: ./adapter}")
@@ -164,7 +163,7 @@ def test_adapter_of_another_architecture(lifelong, project, finished, tmp_path):
 
 
 def test_adapter_of_other_weights(lifelong, project, finished, tmp_path):
-    save(tiny.model("llama", seed=1), tmp_path / "other")
+    tiny.save(tiny.model("llama", seed=1), tmp_path / "other")
     assert lifelong("export", finished, "adapter", "--adapter").status == 0
     said = lifelong("run", "stream.yaml", "model={name: ./other, adapter: ./adapter}")
     refused(said, "adapter", "other base weights", "fingerprint")
@@ -182,7 +181,7 @@ def test_export_of_changed_base(lifelong, project, saved_model):
     shutil.copytree(saved_model, "base")
     assert lifelong("run", "stream.yaml", "model=./base").status == 0
     shutil.rmtree("base")
-    save(tiny.model("llama", seed=1), Path("base"))
+    tiny.save(tiny.model("llama", seed=1), Path("base"))
     refused(lifelong("export", "out", "exported"), "not the model", "another fingerprint")
     assert not Path("exported").exists()
 

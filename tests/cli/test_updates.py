@@ -11,7 +11,6 @@ import pytest
 import tiny
 import tiny_stream
 import yaml
-from conftest import save
 from made_runs import contents
 from test_mistakes import refused
 
@@ -174,7 +173,7 @@ def test_a_base_that_moved(lifelong, months, saved_model):
     refused(lifelong("run", "stream.yaml", "model=./base"), "no folder ./base")
     diff = ("diff", "runs/prod:untrained", "runs/prod:sky", "--weights")
     refused(lifelong(*diff), "no folder ./base")
-    save(tiny.model("llama", seed=1), Path("base"))
+    tiny.save(tiny.model("llama", seed=1), Path("base"))
     refused(lifelong("run", "stream.yaml", "model=./base"), "another configuration", "model.fingerprint")
     refused(lifelong(*diff), "is not the model that", "another fingerprint")
     assert contents(Path("runs/prod")) == before

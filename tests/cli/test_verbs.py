@@ -7,7 +7,6 @@ import pytest
 import tiny
 import torch
 import yaml
-from conftest import save
 
 from lifelong.core import discover
 from lifelong.models import pretrained
@@ -149,7 +148,7 @@ def test_eval_equals_the_run(lifelong, project, finished):
 @pytest.mark.parametrize("method", ["full", "o_lora"])
 def test_any_architecture_leaves_by_the_same_door(lifelong, project, architecture, method):
     """run, export, eval: the exported folder answers as the run did, for every kind of text model."""
-    save(tiny.model(architecture), Path("model"))
+    tiny.save(tiny.model(architecture), Path("model"))
     words = ["model=./model", f"method={method}"]
     if architecture != "gpt2":
         words += ["general=[]"]  # only a decoder writes prose
