@@ -10,8 +10,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # TRL reports its use over the network otherwise
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it begins and ends
 
-QUESTIONS = ("startup", "step", "sft", "scoring", "o_lora", "importance", "overhead", "checkpoint")
+QUESTIONS = ("startup", "step", "sft", "scoring", "o_lora", "importance", "methods", "checkpoint")
 
 
 def main(arguments: list[str] | None = None) -> int:
