@@ -69,7 +69,7 @@ def measure(settings: Settings) -> list[Figure]:
 
 
 def compare(settings: Settings, size: Size, only: tuple[str, ...] = ()) -> list[Figure]:
-    block, repeats = settings.repeats(2, 4), settings.repeats(2, 8)
+    block, repeats = settings.repeats(2, 4), settings.repeats(3, 8)
     every = cases(size, block, facts(size, llama(size, settings.device)))
     found: list[Figure] = []
     plains: dict[object, Plain] = {}
