@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow test-faults test-browser test-gpu bench results bench-gpu lint format clean
+.PHONY: demo test test-slow test-faults test-browser test-gpu bench bench-methods results bench-gpu lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lifelong demo
@@ -30,6 +30,9 @@ test-gpu: $(VENV)/.test $(VENV)/.demo
 
 bench: $(VENV)/.bench $(VENV)/.demo
 	$(BIN)/python -m bench
+
+bench-methods: $(VENV)/.bench $(VENV)/.demo
+	$(BIN)/python -m bench methods
 
 # The tables of docs/results: an hour.
 results: $(VENV)/.demo

@@ -1,8 +1,8 @@
 """One measured figure, and how a measurement is carried out."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -25,6 +25,7 @@ class Figure:
     at_most: bool = True  # else at least
     arithmetic: str = ""  # what the figures follow from
     spread: str = ""  # the same from the best repetitions, and how many there were
+    details: Mapping[str, float | str] = field(default_factory=dict)  # for who reads the JSON
 
     @property
     def holds(self) -> bool | None:

@@ -141,6 +141,7 @@ class Stepper:
 
     def __init__(self, life: Life, index: int) -> None:
         self.life, self.plan = life, plan_of(life, index)
+        life.num_steps, life.learning_rate = self.plan.num_steps, RATE
         life.network.train()
 
     def __call__(self, steps: int) -> Block:
@@ -149,7 +150,7 @@ class Stepper:
         for _ in range(steps):
             rows, first_visit = next_rows(life, self.plan)
             taken = gradients(life, rows, None, first_visit)
-            life.update(RATE)
+            life.update(RATE, taken.loss)
             if first_visit:
                 remember(life, rows, taken.logits)
             life.step += 1

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from lifelong.core.engine import Event
 
@@ -127,6 +129,29 @@ def peak(device: str, dtype: torch.dtype, size: int = 2048, repeats: int = 12) -
     matrix @ matrix
     seconds = min(timed(lambda: matrix @ matrix, where).seconds for _ in range(repeats))
     return 2 * size**3 / seconds
+
+
+@cache
+def bandwidth(device: str, size: int = 2**24, repeats: int = 12) -> float:
+    """Bytes per second that element-wise work reads and writes: the best of several sums of two tensors."""
+    left, right, out = (torch.ones(size, device=device) for _ in range(3))
+    where = torch.device(device)
+    seconds = min(timed(lambda: torch.add(left, right, out=out), where).seconds for _ in range(repeats))
+    return 3 * left.nbytes / seconds
+
+
+def peak_memory(worker: Worker, device: torch.device) -> int:
+    """Bytes that one step allocates at most beyond those that lay there before."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        worker(1)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        worker(1)
+    events = [each for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]
+    events.sort(key=lambda each: each.start_ns())
+    return max(accumulate((each.nbytes() for each in events), initial=0))
 
 
 def share(operations: float, seconds: float, device: str, precision: str) -> str:

@@ -2,9 +2,11 @@
 
     y = U[:, :b] V[:, :b]^T x + bias        U: out x k, V: in x k, k = min(in, out)
 
-The weight itself is set to 0 and the product added by a hook, so the module and its name stay.
-`lora_A` is V^T and `lora_B` is U; b is `lora_width` in training and `lora_kept` otherwise.
+The module and its name stay. Its weight is set to 0 and not multiplied with: the instance has a forward
+pass of its own. `lora_A` is V^T and `lora_B` is U; b is `lora_width` in training and `lora_kept` otherwise.
 """
+
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -35,17 +37,20 @@ def attach(module: nn.Module, fresh: bool) -> int:
             module.lora_B.weight.copy_(left * values.sqrt())
         module.weight.zero_()
     module.lora_kept = module.lora_width = columns
-
-    def add_product(owner: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        width = owner.lora_width if owner.training else owner.lora_kept
-        inputs = args[0]
-        if not torch.is_autocast_enabled(inputs.device.type):
-            inputs = inputs.to(owner.lora_A.weight.dtype)
-        hidden = functional.linear(inputs, owner.lora_A.weight[:width])
-        return output + functional.linear(hidden, owner.lora_B.weight[:, :width]).to(output.dtype)
-
-    module.lora_hook = module.register_forward_hook(add_product)
+    module.forward = MethodType(_product, module)
     return columns
+
+
+def _product(owner: nn.Module, inputs: Tensor) -> Tensor:
+    width = owner.lora_width if owner.training else owner.lora_kept
+    wide = inputs
+    if not torch.is_autocast_enabled(inputs.device.type):
+        wide = inputs.to(owner.lora_A.weight.dtype)
+    hidden = functional.linear(wide, owner.lora_A.weight[:width])
+    made = functional.linear(hidden, owner.lora_B.weight[:, :width])
+    if not torch.is_autocast_enabled(inputs.device.type):
+        made = made.to(inputs.dtype)
+    return made if owner.bias is None else made + owner.bias.to(made.dtype)
 
 
 def tails(module: nn.Module, kept: int) -> tuple[Tensor, Tensor]:
@@ -56,6 +61,5 @@ def tails(module: nn.Module, kept: int) -> tuple[Tensor, Tensor]:
 
 
 def detach(module: nn.Module) -> None:
-    """Remove hook and factors; the weight stays 0."""
-    module.lora_hook.remove()
-    del module.lora_A, module.lora_B, module.lora_hook, module.lora_kept, module.lora_width
+    """Remove the factors; the weight stays 0."""
+    del module.forward, module.lora_A, module.lora_B, module.lora_kept, module.lora_width

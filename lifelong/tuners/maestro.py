@@ -35,7 +35,7 @@ class Maestro(Tuner):
 
     paper: ClassVar[str] = "Horvath et al. 2023, arXiv:2308.14929"
     cost: ClassVar[str] = (
-        "k (in + out) weights per module with their optimiser state; about three products for one"
+        "k (in + out) weights per module with their optimiser state; about two products for one"
     )
     verified: ClassVar[tuple[str, ...]] = (
         "recovers the SVD of a linear map: singular values as importances, best approximations as prefixes",

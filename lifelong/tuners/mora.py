@@ -103,7 +103,8 @@ class Mora(Tuner):
         return None
 
     def _mix(self, pool: routing.Pool, inputs: Tensor, activations: Tensor, place: routing.Place) -> Tensor:
-        gates = self.gates(activations, inputs, pool.factors()[0])
+        down = pool.factors()[0] if self.relevance == "cosine" else None
+        gates = self.gates(activations, inputs, down)
         if self.threshold and not pool.training:
             gates = gates * (gates >= self.threshold)
         if pool.trace.listening:
@@ -112,8 +113,10 @@ class Mora(Tuner):
             pool.trace.seen[pool.name] = (flat.sum(0), len(flat))
         return activations * gates if self.gate == "multiply" else gates
 
-    def gates(self, activations: Tensor, inputs: Tensor, down: Tensor) -> Tensor:
-        """(..., R) gates of all experts from their activations; 0 outside the budget, sum 1."""
+    def gates(self, activations: Tensor, inputs: Tensor, down: Tensor | None) -> Tensor:
+        """(..., R) gates of all experts from their activations; 0 outside the budget, sum 1. `down` is
+        read by `cosine` alone.
+        """
         scores = activations.float().abs()
         if self.relevance == "pool":
             scores = scores / scores.norm(dim=-1, keepdim=True).clamp(min=1e-12)

@@ -12,8 +12,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import __main__ as program
-from bench import checkpoint, importance, o_lora, overhead, scoring, session, sft, step, table, timing
+from bench import cases, checkpoint, importance, methods, o_lora, scoring, session, sft, step, table, timing
 from bench.figure import Figure, Settings
+from lifelong.core import discover
+from lifelong.core.composition import snake
 from lifelong.core.engine import Event
 
 TINY = session.Size(2, 32, 64, 2, 16)
@@ -92,10 +94,46 @@ def test_a_late_stage_keeps_its_pairs():
     assert session.Stepper(life, 5)(2).amount == 2 and life.step == 2
 
 
-def test_methods_cost_is_reported_for_each():
-    found = overhead.compare(SETTINGS, TINY)
-    assert len(found) == sum(bool(case.beside) for case in overhead.CASES.values())
-    assert all(figure.value > 0 and figure.holds is None for figure in found)
+def test_every_method_states_its_arithmetic():
+    stated = cases.cases(TINY, 2, cases.facts(TINY, session.llama(TINY, "cpu")))
+    axes = ("tuners", "penalties", "replay", "mixing", "mergers", "analytic", "unlearning")
+    assert sorted(stated) == sorted(name for axis in axes for name in discover.names(axis))
+    for name, case in stated.items():
+        assert name in map(snake, case.methods.parts) and case.need.words
+
+
+def test_cost_of_methods_is_measured():
+    names = ("full", "o_lora", "l2", "lwf", "reservoir", "aioli", "lines", "nmc", "gs_lora")
+    found = methods.compare(SETTINGS, TINY, names)
+    by_name = {figure.details["method"]: figure.details for figure in found}
+    assert list(by_name) == [name for name in by_name if name in names] and len(found) == len(names)
+    for each in found:
+        about = each.details
+        assert each.value == about["measured"] / about["least"] > 0 and each.limit == methods.LIMIT
+    products = {name: about["products"] for name, about in by_name.items()}
+    assert products["l2"] == products["nmc"] == pytest.approx(1)
+    assert products["lwf"] == pytest.approx(4 / 3, rel=1e-3) and products["reservoir"] == pytest.approx(1.5)
+    assert by_name["l2"]["kept"] == pytest.approx(1, rel=0.01) and abs(by_name["l2"]["grown"]) < 0.01
+    assert by_name["o_lora"]["grown"] == pytest.approx(1, rel=0.01)
+    assert by_name["l2"]["peak"] > by_name["full"]["peak"] and by_name["lines"]["least"] == pytest.approx(1)
+
+
+def test_least_adds_passes_products_and_bytes(monkeypatch):
+    monkeypatch.setattr(methods, "bandwidth", lambda device: 100.0)
+    plain = methods.Plain(None, methods.Shares(0.25, 0.5, 0.25), forward=1000.0, trained=1)
+    assert methods.least(cases.AS_IS, plain, 2.0, "cpu") == pytest.approx(1)
+    need = cases.Need("", forward=2, backward=1.5, update=0, products=400.0, streamed=20.0)
+    assert methods.least(need, plain, 2.0, "cpu") == pytest.approx(0.5 + 0.75 + 0.4 * 0.25 + 20 / 100 / 2)
+
+
+def test_peak_is_what_lies_there_at_once():
+    def work(steps):
+        for _ in range(3):
+            both = torch.ones(1000), torch.ones(500)
+            del both
+        return timing.Block(1.0, steps)
+
+    assert 6000 <= timing.peak_memory(work, torch.device("cpu")) < 8000
 
 
 def test_a_checkpoint_is_measured_on_what_a_life_saves(monkeypatch):
@@ -136,8 +174,8 @@ def test_table_says_what_is_broken():
 
 @pytest.mark.parametrize("value, status", [(2.0, 1), (1.0, 0)])
 def test_status_follows_the_limits(monkeypatch, tmp_path, value, status):
-    monkeypatch.setattr(overhead, "measure", lambda settings: [replace(FIGURE, value=value)])
-    assert program.main(["overhead", "--quick", "--json", str(tmp_path / "f.json")]) == status
+    monkeypatch.setattr(methods, "measure", lambda settings: [replace(FIGURE, value=value)])
+    assert program.main(["methods", "--quick", "--json", str(tmp_path / "f.json")]) == status
     written = json.loads((tmp_path / "f.json").read_text())
     assert written["figures"][0]["holds"] is (status == 0) and written["quick"]
 
