@@ -20,7 +20,6 @@ own stage: the `best`, so that small drops cannot add up over many stages; the o
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lifelong.core import evaluation
@@ -179,18 +178,19 @@ def hold(life: Life, folder: RunFolder, notify: Callable[[str], None]) -> None:
         return notify(f"{message} The run goes on (guard.otherwise: keep).")
     evaluation.summarise(life.stream, folder)
     if guard.otherwise == "repair":
-        message += " " + _unrepaired(repair, folder.stage(row))
+        message += " " + _unrepaired(repair)
     raise OverBudget(
         f"{message} All is saved in {folder.path}; the same command says the same without training again. "
-        "Allow more, train the stage in another way, or choose another guard.otherwise (repair, keep)."
+        "Allow more, choose another guard.otherwise (repair, keep), or go back with `lifelong revert` and "
+        "train the stage in another way."
     )
 
 
-def _unrepaired(repair: Any, stage: Path) -> str:
+def _unrepaired(repair: Any) -> str:
     if repair is None:
         return (
-            f"It was trained before a repair was asked for; remove {stage} and run the same command again to "
-            "train and repair it."
+            "It was trained before a repair was asked for; go back with `lifelong revert` and run the same "
+            "command again to train and repair it."
         )
     return "No share of its update keeps every budget."
 

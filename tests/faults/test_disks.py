@@ -125,7 +125,8 @@ FINISHED = (
     "stages/002-farm/checkpoint/manifest.json", "stages/000-untrained/evaluation.json",
     "stages/000-untrained/answers.jsonl", "stages/001-sky/evaluation.json", "stages/001-sky/answers.jsonl",
     "stages/001-sky/cost.json", "stages/002-farm/evaluation.json", "stages/002-farm/answers.jsonl",
-    "stages/002-farm/cost.json", "config.json", "log.jsonl", "summary.json", "environment.json",
+    "stages/002-farm/cost.json", "stages/001-sky/node.json", "config.json", "log.jsonl", "summary.json",
+    "environment.json",
 )  # fmt: skip
 
 
