@@ -49,7 +49,7 @@ def of(bench: Bench) -> dict[str, Any]:
             **{name: _mean(runs[label], name) for name in METRICS},
             "interval": None if means[label] is None else interval(means[label]),
             "difference": _difference(label, NAIVE, runs, means),
-            "tied": label == best or _tied(_difference(label, best, runs, means)),
+            "tied": label == best or (label not in BOUNDS and _tied(_difference(label, best, runs, means))),
             "rank": placed.get(label),
             **_cost(label, runs),
         }

@@ -166,4 +166,7 @@ def _plot(rows: list[Row], key: str, label: str, unit: float = 1.0) -> dict[str,
         }
         for r in known
     ]  # fmt: skip
+    for index, dot in enumerate(dots):  # a name that would lie on another one is left to the pointer
+        crowd = [other for other in dots[:index] if other["named"]]
+        dot["named"] = all(abs(dot["x"] - o["x"]) > 20 or abs(dot["y"] - o["y"]) > 5 for o in crowd)
     return {"label": label, "dots": dots, "across": ticks(across), "up": ticks(up)}

@@ -37,6 +37,7 @@ def test_runs_bounds_failures_and_resume(lifelong, bench, project):
     assert rows["lost"]["runs"] == 0 and "nowhere" in rows["lost"]["problem"]
     assert all(rows[name]["runs"] == 2 and not rows[name]["problem"] for name in set(rows) - {"lost"})
     assert rows["sequential"]["time"] == 1.0 and rows["joint"]["time"] > 0
+    assert rows["l2"]["tied"] and not rows["joint"]["tied"]  # the only method is the best; bounds are none
     low, high = rows["l2"]["interval"]
     assert low <= rows["l2"]["average_accuracy"] <= high
     apart = rows["l2"]["difference"]
