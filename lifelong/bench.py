@@ -13,6 +13,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ class Told(NamedTuple):
     cell: Cell
     done: int
     total: int
-    seconds: float  # of this run; 0 where it had been made before
+    seconds: float  # of this run
     problem: str  # empty where all went well
 
 
@@ -59,12 +60,17 @@ def run(bench: Bench, listen: Callable[[Told], None] = lambda told: None) -> Non
 
 
 def check(bench: Bench) -> None:
-    """Raise UserError for a run that cannot work, before any is begun; weights are not read."""
+    """Raise UserError for a run that cannot work, before any is begun; weights are not read, and the rows
+    of a stream once.
+    """
     from lifelong.launch import planned
 
-    for cell in bench.cells:
+    streams: dict[str, Any] = {}
+    for cell in {(each.label, each.order): each for each in bench.cells}.values():
         try:
-            planned(build.stream(cell.chosen, bench.folder), build.methods(cell.chosen.method))
+            if cell.rows not in streams:
+                streams[cell.rows] = build.stream(cell.chosen, bench.folder)
+            planned(streams[cell.rows], build.methods(cell.chosen.method))
         except UserError as error:
             raise UserError(f"{cell.label}, order {cell.order}: {error}") from None
 
@@ -99,9 +105,8 @@ def _untrained(bench: Bench, cell: Cell) -> Path | None:
         return build.methods(each.chosen.method).stream == "sequence"
 
     for other in bench.cells if in_sequence(cell) else ():
-        alike = other.chosen.model_copy(update={"method": cell.chosen.method}) == cell.chosen
-        alike = alike and (other.seed == cell.seed or not cell.chosen.model.is_drawn)
-        if alike and in_sequence(other) and finished(other):
+        alike = other.rows == cell.rows and (other.seed == cell.seed or not cell.chosen.model.is_drawn)
+        if alike and finished(other) and in_sequence(other):
             return other.folder / "stages" / UNTRAINED
     return None
 
@@ -119,9 +124,9 @@ class Worker:
     def _start(self) -> None:
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
-        os.environ["OMP_NUM_THREADS"] = str(self.bench.settings.threads)  # read when torch is imported
         self.process = spawn.Process(target=serve, args=(theirs, self.bench.folder), daemon=True)
-        self.process.start()
+        with _environment(OMP_NUM_THREADS=str(self.bench.settings.threads)):  # read when torch is imported
+            self.process.start()
         theirs.close()
 
     def begin(self, cell: Cell, untrained: Path | None) -> None:
@@ -146,24 +151,27 @@ class Worker:
             self.process.join()
 
 
-class pool:
+@contextmanager
+def pool(number: int, bench: Bench) -> Iterator[list[Worker]]:
     """`number` workers, closed at the end; what they had begun goes on at the next call."""
-
-    def __init__(self, number: int, bench: Bench) -> None:
-        self.number, self.bench = number, bench
-
-    def __enter__(self) -> list[Worker]:
-        before = os.environ.get("OMP_NUM_THREADS")
-        self.workers = [Worker(self.bench) for _ in range(self.number)]
-        if before is None:
-            os.environ.pop("OMP_NUM_THREADS", None)
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
-        return self.workers
-
-    def __exit__(self, *error: Any) -> None:
-        for worker in self.workers:
+    workers = [Worker(bench) for _ in range(number)]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
             worker.close()
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Inside, the environment that a new process gets."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def serve(pipe: Connection, folder: Path) -> None:

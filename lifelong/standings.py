@@ -8,7 +8,6 @@ time               seconds of training in units of sequential training's in the 
 """
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 
 from lifelong import bench as benches
 from lifelong.numerics.crossed import interval, ranks, resampled_means
+from lifelong.report import compare
 from lifelong.store.run import read_run
 from lifelong.streams.bench_file import BOUNDS, Bench, Cell
 
@@ -69,12 +69,12 @@ def _runs(cells: Sequence[Cell]) -> list[Run]:
 
 
 def _metric(run: Run, name: str) -> float | None:
-    return next((each["value"] for each in run["summary"]["metrics"] if each["id"] == name), None)
+    return compare.metrics(run).get(name, {}).get("value")
 
 
 def _mean(runs: Sequence[Run], name: str) -> float | None:
-    values = [_metric(run, name) for run in runs]
-    return None if not values or None in values else math.fsum(values) / len(values)
+    found = compare.spread([_metric(run, name) for run in runs])
+    return None if found is None else found.mean
 
 
 def _tables(cells: Sequence[Cell], runs: Sequence[Run]) -> list[np.ndarray] | None:

@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, ValidationError, model_validator
 
 from lifelong.core.settings import Range
 from lifelong.errors import UserError, nearest
+from lifelong.store.content import digest
 from lifelong.streams import config, mistakes, overrides, plain_yaml
 from lifelong.streams.config import Part, RunConfig
 
@@ -79,6 +80,7 @@ class Cell(NamedTuple):
     seed: int
     chosen: RunConfig
     folder: Path  # of the run
+    rows: str  # digest of all but method and seed: equal where the same rows are trained and judged
 
 
 class Bench(NamedTuple):
@@ -126,7 +128,7 @@ def _cells(settings: BenchFile, content: dict[str, Any], output: Path, where: st
         for order, seed in _pairs(settings, len(orders), where):
             mine = chosen.model_copy(update={"stages": orders[order]})
             folder = output / label.replace(" ", "-") / f"order{order}-seed{seed}"
-            yield Cell(label, order, seed, mine, folder)
+            yield Cell(label, order, seed, mine, folder, digest(mine.resolved() | {"method": None}))
 
 
 def _listed(settings: BenchFile, chosen: RunConfig, where: str) -> list[Any]:
