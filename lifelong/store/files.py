@@ -95,7 +95,13 @@ def parse(path: Path) -> Any:
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
     """A record with its checksum, so that a reader knows a byte that has changed since."""
-    return record | {CHECKSUM: _digest(record)}
+    return record | {CHECKSUM: _digest(json.dumps(record))}
+
+
+def sealed_line(record: dict[str, Any]) -> str:
+    """`sealed` as JSON, written once for the checksum and the line; `record` is not empty."""
+    text = json.dumps(record)
+    return f'{text[:-1]}, "{CHECKSUM}": "{_digest(text)}"}}'
 
 
 def unsealed(value: Any) -> Any:
@@ -103,13 +109,13 @@ def unsealed(value: Any) -> Any:
     if not isinstance(value, dict) or CHECKSUM not in value:
         return value
     record = {key: each for key, each in value.items() if key != CHECKSUM}
-    if _digest(record) != value[CHECKSUM]:
+    if _digest(json.dumps(record)) != value[CHECKSUM]:
         raise ValueError("it has another checksum")
     return record
 
 
-def _digest(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record).encode()).hexdigest()[:16]
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextmanager

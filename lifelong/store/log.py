@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lifelong.errors import UserError
-from lifelong.store.files import plain_disk_errors, sealed, unsealed, write_text
+from lifelong.store.files import plain_disk_errors, sealed_line, unsealed, write_text
 
 FILE = "log.jsonl"
 
@@ -22,7 +22,7 @@ class Log:
         with plain_disk_errors(self.folder):
             if self.file is None:
                 self.file = (self.folder / FILE).open("a", encoding="utf-8")
-            self.file.write(json.dumps(sealed(record)) + "\n")
+            self.file.write(sealed_line(record) + "\n")
 
     def flush(self) -> None:
         if self.file is not None:
