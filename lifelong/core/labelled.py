@@ -49,7 +49,7 @@ def logits_at(network: nn.Module, index: Tensor, **kwargs: object) -> Tensor:
     with head_at(network, index):
         logits = network(**kwargs).logits
     if logits.shape[:2] == (1, len(index)):
-        return logits[0]
+        return logits.squeeze(0)  # a view: the slope of logits[0] fills and copies all of them
     return logits.flatten(0, -2).index_select(0, index)  # the model does not call its head as a module
 
 
@@ -57,15 +57,14 @@ def labelled_outputs(network: nn.Module, batch: Batch) -> Outputs:
     """Logits, targets and owners of the labelled positions, in the order of the batch."""
     labels = batch["labels"]  # (B, L), IGNORED where there is none
     kwargs = {key: batch[key] for key in ("input_ids", "attention_mask") if key in batch}
+    ahead = 1  # t predicts t + 1
     if bare(network).config.is_encoder_decoder:
         kwargs["decoder_input_ids"] = bare(network).prepare_decoder_input_ids_from_labels(labels)
-        targets = labels.flatten()
-        index = (targets != IGNORED).nonzero()[:, 0]
-    else:
-        targets = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()  # t predicts t + 1
-        index = (targets != IGNORED).nonzero()[:, 0]
-    logits = logits_at(network, index, use_cache=False, **kwargs)
-    return Outputs(logits, targets[index], index // labels.shape[1])
+        ahead = 0
+    owners, columns = (labels[:, ahead:] != IGNORED).nonzero().unbind(1)
+    index = owners * labels.shape[1] + columns
+    targets = labels.flatten().index_select(0, index + ahead)
+    return Outputs(logits_at(network, index, use_cache=False, **kwargs), targets, owners)
 
 
 @contextmanager
