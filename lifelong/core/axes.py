@@ -197,6 +197,7 @@ class Penalty(Active):
     moves_weights: ClassVar[bool] = False  # writes other weights when a stage ends
     needs_outputs: ClassVar[bool] = False  # asks for `loss` in every micro batch, as a mean over its
     # labelled positions; else once per step
+    needs_features: ClassVar[bool] = False  # and reads `context.features`
 
     @abstractmethod
     def init(self, context: Context) -> State:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lifelong.core import head
-from lifelong.core.axes import Batch, Objective
+from lifelong.core.axes import Batch, Objective, Outputs
 from lifelong.errors import UserError
 
 
@@ -28,15 +28,20 @@ def inputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 def decision_features(objective: Objective, network: nn.Module, batch: Batch) -> Tensor:
-    """(N, H) features at the labelled positions of a batch, in the order of its `Outputs`: the input of
-    the label head where one decides, else of the head over the vocabulary.
+    """(N, H) features at the labelled positions of a batch, see `forward_with_features`."""
+    return forward_with_features(objective, network, batch)[1]
+
+
+def forward_with_features(objective: Objective, network: nn.Module, batch: Batch) -> tuple[Outputs, Tensor]:
+    """Outputs of a forward pass, and (N, H) what they were decided on, in their order: the input of the
+    label head where one decides, else of the head over the vocabulary.
     """
     heads = [module for module in (head.find(network), network.get_output_embeddings()) if module is not None]
     with inputs_of(heads) as found:
-        objective.forward(network, batch)
+        outputs = objective.forward(network, batch)
     if len(found) != 1:
         raise UserError(
             f"{type(network).__name__} does not call its output head as a module, so the features that it "
             "decides on cannot be read. Compare answers instead (form: prediction)."
         )
-    return found[0].flatten(0, -2)
+    return outputs, found[0].flatten(0, -2)

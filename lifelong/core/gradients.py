@@ -12,6 +12,7 @@ from torch import Tensor
 from lifelong.core.axes import Outputs
 from lifelong.core.batching import Item, Part
 from lifelong.core.composition import snake
+from lifelong.core.features import forward_with_features
 from lifelong.core.feeding import items, replayed
 from lifelong.core.life import Life
 
@@ -79,15 +80,22 @@ def backward_learned(
     total, sums, logits = 0.0, {}, {}
     for part in parts:
         with life.autocast():
-            outputs = part.objective.forward(life.network, part.batch)
+            outputs, features = forward(life, part)
             loss = part.objective.loss(outputs).sum() / count
-            own = terms(life, part, outputs, share=part.labelled / count)
+            own = terms(life, part, outputs, features, share=part.labelled / count)
         total += loss.item()
         add(sums, own)
         if keeps:
             logits |= logits_by_place(part, outputs)
         life.accelerator.backward(sum(own.values(), start=loss))
     return total, sums, logits
+
+
+def forward(life: Life, part: Part) -> tuple[Outputs, Tensor | None]:
+    """Outputs of a micro batch, and what they were decided on if a penalty asks."""
+    if any(each.needs_features for each in life.methods.penalties):
+        return forward_with_features(part.objective, life.network, part.batch)
+    return part.objective.forward(life.network, part.batch), None
 
 
 def together(life: Life, own: Taken) -> Taken:
@@ -108,14 +116,20 @@ def add(totals: dict[str, float], found: Mapping[str, Tensor | float]) -> None:
         totals[name] = totals.get(name, 0.0) + (term.item() if isinstance(term, Tensor) else term)
 
 
-def terms(life: Life, part: Part | None = None, outputs: Outputs | None = None, share: float = 1.0) -> Terms:
+def terms(
+    life: Life,
+    part: Part | None = None,
+    outputs: Outputs | None = None,
+    features: Tensor | None = None,
+    share: float = 1.0,
+) -> Terms:
     """Terms of tuner and penalties by name: with a `part` those on answers, weighted by its share
     of the step's labelled positions; without one those on weights, once per step and alike in
     every process. Methods that hold nothing yet are absent.
     """
     found, context = {}, None
     for role, actor in life.with_term(on_answers=part is not None).items():
-        context = context or life.context(part, outputs)
+        context = context or life.context(part, outputs, features)
         term = actor.loss(context, life.states[role])
         if term is not None:
             found[snake(actor)] = term * share

@@ -305,7 +305,11 @@ class Life:
         return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
 
     def context(
-        self, part: Part | None = None, outputs: Outputs | None = None, boundary: bool = False
+        self,
+        part: Part | None = None,
+        outputs: Outputs | None = None,
+        features: Tensor | None = None,
+        boundary: bool = False,
     ) -> Context:
         """What methods may look at; at a boundary the stage's examples as well."""
         objective, examples = None, ()
@@ -331,6 +335,7 @@ class Life:
             num_old_labels=self.num_old_labels,
             batch=part.batch if part else None,
             outputs=outputs,
+            features=features,
             tasks=part.tasks if part else (),
             loss=self.loss,
             examples=examples,

@@ -29,9 +29,12 @@ def answer_distance(context: Context, teacher: Mapping[str, Tensor], temperature
 
 
 def feature_distance(context: Context, teacher: Mapping[str, Tensor]) -> Tensor:
-    """Mean squared difference of what the output head reads, in a pass of its own for each."""
-    network = context.model.network
+    """Mean squared difference of what the output head reads at labelled positions. Without
+    `context.features` the network reads the batch once more.
+    """
+    network, new = context.model.network, context.features
     with taught(network, context.params, teacher):
         old = decision_features(context.objective, network, context.batch)
-    new = decision_features(context.objective, network, context.batch)
+    if new is None:
+        new = decision_features(context.objective, network, context.batch)
     return (new.float() - old.float()).square().mean()

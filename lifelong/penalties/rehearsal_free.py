@@ -8,8 +8,7 @@ f is what the output head reads at a labelled position (pooled features, where a
 decides), z its answer, of labels that are old. Their other terms are the methods l2 and ewc, which
 this one is named beside. The model before the stage is the same network run with the weights that
 it had then, without dropout. Choices here: the squared difference is a mean, so that `strength`
-does not depend on the width; KL in place of their cross-entropy, which differs by a constant; the
-features of the running model take a forward pass of their own (with its own dropout).
+does not depend on the width; KL in place of their cross-entropy, which differs by a constant.
 """
 
 from dataclasses import dataclass
@@ -28,10 +27,7 @@ class RehearsalFree(Penalty):
     """Keep the features, or the answers, that the model had on new data before the stage."""
 
     paper: ClassVar[str] = "Smith et al. 2023, arXiv:2203.17269"
-    cost: ClassVar[str] = (
-        "one copy of the trainable weights; per step one more forward pass (prediction), or two and a "
-        "backward pass (feature)"
-    )
+    cost: ClassVar[str] = "one copy of the trainable weights; per step one more forward pass, the teacher's"
     verified: ClassVar[tuple[str, ...]] = (
         "equals the distance between two separate networks, gradient included, in both forms",
         "0 up to rounding where nothing changed; None in the first stage; strength 0 changes no bit",
@@ -43,6 +39,10 @@ class RehearsalFree(Penalty):
     strength: Annotated[float, Range(0)] = 1.0  # weight beside the task's loss; 0 is off
     form: Literal["feature", "prediction"] = "feature"  # what is held: the head's input, or its answers
     temperature: Annotated[float, Range(0, open_low=True)] = 2.0  # of predictions; 1 = as they are
+
+    @property
+    def needs_features(self) -> bool:
+        return self.form == "feature"
 
     def init(self, context: Context) -> State:
         return {"teacher": None}

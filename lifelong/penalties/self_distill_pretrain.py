@@ -9,9 +9,8 @@ it ended, which limits how far further pre-training moves away from the first mo
 output head reads at labelled positions. Choices here: both parts share the steps of the stage's
 budget, `teacher_share` of them for the teacher (give twice the epochs to see all rows in both);
 the schedule of the learning rate runs on through both; the optimiser's moments begin anew with the
-student. The teacher is the same network run with its weights, without dropout; the features of the
-student take a forward pass of their own. Their third part, fine-tuning with a fresh head, is a stage
-of its own: `first_stages: 1` leaves it plain.
+student. The teacher is the same network run with its weights, without dropout. Their third part,
+fine-tuning with a fresh head, is a stage of its own: `first_stages: 1` leaves it plain.
 """
 
 from dataclasses import dataclass
@@ -33,8 +32,7 @@ class SelfDistillPretrain(Penalty):
 
     paper: ClassVar[str] = "Lee et al. 2023, arXiv:2210.02871"
     cost: ClassVar[str] = (
-        "two copies of the trainable weights; for the student's steps two more forward passes and a "
-        "backward pass"
+        "two copies of the trainable weights; for the student's steps one more forward pass, the teacher's"
     )
     verified: ClassVar[tuple[str, ...]] = (
         "the student starts from the weights at the start of the stage, bit for bit, with fresh moments",
@@ -42,6 +40,7 @@ class SelfDistillPretrain(Penalty):
         "strength 0 is plain training, bit for bit",
     )
     needs_outputs: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = True
     needs_same_params: ClassVar[bool] = True
 
     strength: Annotated[float, Range(0)] = 1.0  # weight of the distance to the teacher; 0 is off

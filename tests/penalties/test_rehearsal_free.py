@@ -10,7 +10,7 @@ import torch
 
 from lifelong import launch
 from lifelong.core.axes import Context
-from lifelong.core.features import decision_features
+from lifelong.core.features import decision_features, forward_with_features
 from lifelong.core.state import copy, equal, join, split
 from lifelong.core.stream import Budget
 from lifelong.errors import UserError
@@ -18,6 +18,7 @@ from lifelong.numerics.distillation import kl_divergence
 from lifelong.objectives.classification import Classification
 from lifelong.penalties.l2 import L2
 from lifelong.penalties.rehearsal_free import RehearsalFree
+from lifelong.tuners.full import Full
 from lifelong.tuners.lora import Lora
 
 LABELS = ["sky0", "sky1"]
@@ -131,11 +132,43 @@ def test_composes_with_l2_holds_and_does_not_depend_on_micro_batches(form, tmp_p
     assert drift[0] / 300.0 < 0.7 * drift[2] / 1e-6
 
 
-@pytest.mark.parametrize(("form", "wanted"), [("feature", [False, True]), ("prediction", [False])])
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_features_of_the_step_itself_serve_as_well_as_a_pass_of_their_own(architecture):
+    penalty, given = RehearsalFree(), context(architecture)
+    state = penalty.begin_stage(given, penalty.init(given))
+    shift(given.model.network)
+    given.outputs, features = forward_with_features(given.objective, given.model.network, given.batch)
+    chosen, losses, slopes = list(given.params.values()), [], []
+    for given.features in (None, features):
+        losses.append(penalty.loss(given, state))
+        slopes.append(torch.autograd.grad(losses[-1], chosen, materialize_grads=True, retain_graph=True))
+    assert losses[0].item() > 1e-5
+    torch.testing.assert_close(*losses)
+    for own, read in zip(*slopes, strict=True):
+        torch.testing.assert_close(own, read, atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["feature", "prediction"])
+def test_a_step_makes_one_pass_more_than_plain_training(form, tmp_path):
+    def passes(folder, *methods):
+        model, stream = tiny.model("vit"), tiny_stream.stream(vision=True, budget=Budget(epochs=2))
+        count = []
+        model.network.base_model.register_forward_pre_hook(lambda module, args: count.append(module.training))
+        launch.run(model, stream, [Full(), *methods], output=folder)
+        return count
+
+    plain, held = passes(tmp_path / "a"), passes(tmp_path / "b", RehearsalFree(form=form))
+    later = sum(plain) // 2  # the first of two stages has no past
+    assert later == 6 and sum(held) == sum(plain)
+    assert held.count(False) - plain.count(False) == later
+
+
+@pytest.mark.parametrize(("form", "wanted"), [("feature", [False]), ("prediction", [False])])
 def test_the_teacher_answers_without_dropout(form, wanted):
     given, penalty, modes = context("llama"), RehearsalFree(form=form), []
     state = penalty.begin_stage(given, penalty.init(given))
     given.model.network.train()
+    given.outputs, given.features = forward_with_features(given.objective, given.model.network, given.batch)
     given.model.network.register_forward_pre_hook(lambda module, args: modes.append(module.training))
     penalty.loss(given, state)
     assert modes == wanted
