@@ -9,13 +9,16 @@ between `<!-- generated: name -->` and `<!-- end of name -->`; the text around i
 
 import argparse
 import ast
+import json
 import re
 import sys
 import textwrap
 import tomllib
 from collections.abc import Callable, Mapping
+from functools import cache
 from itertools import groupby, takewhile
 from pathlib import Path
+from typing import Any
 
 from method_examples import constants, fits, in_yaml, python_example, recipe, stream_example
 from plain_words import hint_of, plain_range, plain_type, plain_value
@@ -26,6 +29,7 @@ from lifelong.core.discover import Description
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 METHODS = DOCS / "methods"
+COSTS = DOCS / "results" / "costs.json"  # by `python -m bench methods --json docs/results/costs.json`
 AXES = {  # axis: (what one of it is called, the question that it answers)
     "objectives": ("objective", "What does a step minimise?"),
     "tuners": ("tuner", "Where does the update live?"),
@@ -76,6 +80,30 @@ def partners(each: Description) -> str:
         names = [name for name in discover.names("penalties") if fits(each.id, name)]
         return f"Penalties that work with it: {_links(names)}.\n"
     return ""
+
+
+def measured_cost(each: Description) -> str:
+    """What `python -m bench methods` found: ratios, which hold on other machines too, about."""
+    about = costs().get(each.id)
+    if about is None:
+        return ""
+    beside = about["beside"] if " " in about["beside"] else f"`{about['beside']}`"
+    kept = f"{about['kept']:.2g} times the bytes of the weights trained there"
+    grown = f", {about['grown']:.2g} times more with every further one" if about["grown"] > 0.005 else ""
+    return (
+        f"\nMeasured on a small Llama in the second stage: {about['measured']:.2f} times the time of a step "
+        f"of {beside}, where the arithmetic asks for {about['least']:.2f} ({about['why']}); "
+        f"{about['peak']:.2f} times its peak memory. Kept after two stages: {kept}{grown}.\n"
+    )
+
+
+@cache
+def costs() -> dict[str, dict[str, Any]]:
+    """Details of the measured figures, by method; none before they have been measured."""
+    if not COSTS.exists():
+        return {}
+    figures = json.loads(COSTS.read_text(encoding="utf-8"))["figures"]
+    return {each["details"]["method"]: each["details"] for each in figures}
 
 
 def _links(names: list[str]) -> str:
@@ -138,7 +166,7 @@ Axis: {kind} ({question[0].lower() + question[1:]}) - [all methods](README.md)
 ## Cost
 
 {each.cost or "none"}
-{chr(10) + extra if extra else ""}
+{measured_cost(each)}{chr(10) + extra if extra else ""}
 ## Verified by its tests
 
 {verified}
