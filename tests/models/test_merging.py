@@ -84,7 +84,7 @@ def test_what_cannot_be_merged(tmp_path, case):
 def test_memory_is_that_of_a_few_tensors(tmp_path):
     """Two models of 192 MB in 48 tensors of 4 MB: the process grows by a few tensors beyond what it maps.
 
-    The bound leaves room for what a first call costs in libraries (10 to 50 MB, by machine): half of one model.
+    The bound, half of one model, leaves room for what a first call takes: 10 to 50 MB, by machine.
     """
     tensors = {f"w{i}": torch.full((1024, 1024), float(i)) for i in range(48)}
     from safetensors.torch import save_file
