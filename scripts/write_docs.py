@@ -131,7 +131,8 @@ def settings_table(each: Description) -> str:
         listed = ", ".join(f"[{name}]({name}.md) (`{in_yaml(name, own)}`)" for name, own in parts)
         return (
             f"Order of the stages: `{order}`. Methods: {listed}. "
-            "A setting of a part is changed under the recipe's name."
+            "A setting of a part is changed under the recipe's name; a tuner named there takes the place of "
+            "its own."
         )
     if not each.fields:
         return "None."

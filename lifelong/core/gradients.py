@@ -129,7 +129,7 @@ def terms(
     """
     found, context = {}, None
     for role, actor in life.with_term(on_answers=part is not None).items():
-        context = context or life.context(part, outputs, features)
+        context = context or (life.context_of(part, outputs, features) if part else life.context())
         term = actor.loss(context, life.states[role])
         if term is not None:
             found[snake(actor)] = term * share
@@ -180,7 +180,7 @@ def backward_memory(life: Life, items: Sequence[Item], size: int | None) -> Term
         with life.autocast():
             outputs = part.objective.forward(life.network, part.batch)
             term = replay.loss(outputs, [items[i].memory for i in part.places])
-            own = tuner.loss(life.context(part, outputs), life.tuner_state) if tuner.pulls_old else None
+            own = tuner.loss(life.context_of(part, outputs), life.tuner_state) if tuner.pulls_old else None
         made = {snake(replay): term * (len(part.places) / len(items))}
         if own is not None:
             made[snake(tuner)] = own * (part.labelled / count)
@@ -196,7 +196,7 @@ def backward_forgotten(life: Life, parts: Sequence[Part], num_rows: int) -> Term
     for part in parts:
         with life.autocast():
             outputs = part.objective.forward(life.network, part.batch)
-            losses = method.row_losses(life.context(part, outputs), life.states["unlearning"])
+            losses = method.row_losses(life.context_of(part, outputs), life.states["unlearning"])
         if losses is None:
             continue
         term = losses.sum() / num_rows

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -304,18 +305,17 @@ class Life:
             return contextlib.nullcontext()
         return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
 
-    def context(
-        self,
-        part: Part | None = None,
-        outputs: Outputs | None = None,
-        features: Tensor | None = None,
-        boundary: bool = False,
-    ) -> Context:
+    def context_of(self, part: Part, outputs: Outputs, features: Tensor | None = None) -> Context:
+        """What methods may look at in a micro batch."""
+        return replace(
+            self.context(), objective=part.objective, batch=part.batch, tasks=part.tasks, outputs=outputs,
+            features=features,
+        )  # fmt: skip
+
+    def context(self, boundary: bool = False) -> Context:
         """What methods may look at; at a boundary the stage's examples as well."""
         objective, examples = None, ()
-        if part is not None:
-            objective = part.objective
-        elif self.stage >= 0:
+        if self.stage >= 0:
             stage = self.stream.stages[self.stage]
             objective = (stage.parts or (stage,))[0].objective
             if boundary:
@@ -333,10 +333,6 @@ class Life:
             learning_rate=self.learning_rate,
             seed=derive(self.seed, self.stage),
             num_old_labels=self.num_old_labels,
-            batch=part.batch if part else None,
-            outputs=outputs,
-            features=features,
-            tasks=part.tasks if part else (),
             loss=self.loss,
             examples=examples,
             labels=self.stream.stages[self.stage].labels if self.stage >= 0 else (),

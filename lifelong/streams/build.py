@@ -49,15 +49,19 @@ def methods(chosen: Sequence[dict[str, Settings]]) -> composition.Methods:
 
 
 def recipe(name: str, changes: Settings) -> tuple[list[dict[str, Settings]], composition.Order]:
-    """Methods of a recipe with `changes` to their settings, and the order of its stages."""
+    """Methods of a recipe with `changes` to their settings, and the order of its stages. Another tuner
+    takes the place of the recipe's own.
+    """
     content = plain_yaml.read(discover.PACKAGE / "recipes" / f"{name}.yaml")
     entries = [choose(METHOD_AXES[:-1], each) for each in content["methods"]]
-    known = [key for each in entries for key in each]
+    known, tuners = [key for each in entries for key in each], discover.names("tuners")
     for key, values in changes.items():
-        if key not in known:
-            raise UserError(f"method {name}: the recipe has no method `{key}`.{nearest(key, known)}")
         if not isinstance(values, dict):
             raise UserError(f"method {name}: the settings of `{key}` must be a mapping; got {values!r}.")
+        if key in tuners and key not in known:
+            entries = [{key: {}} if set(each) & set(tuners) else each for each in entries]
+        elif key not in known:
+            raise UserError(f"method {name}: the recipe has no method `{key}`.{nearest(key, known)}")
     return [{key: {**own, **changes.get(key, {})} for key, own in each.items()} for each in entries], content[
         "stream"
     ]

@@ -152,6 +152,9 @@ def test_recipe_and_its_changes():
     changed = chosen({"o_lora_replay": {"reservoir": {"size": 50}, "o_lora": {"dropout": 0.1}}})
     assert (changed.replay.size, changed.tuner.dropout, changed.tuner.rank) == (50, 0.1, plain.tuner.rank)
     assert changed.penalties == plain.penalties
+    other = chosen({"joint": {"full": {"targets": ["q_proj"]}}})
+    assert (snake(other.tuner), other.tuner.targets) == ("full", ("q_proj",))
+    assert (other.stream, other.name) == ("joint", "joint")
     with pytest.raises(UserError, match="the recipe has no method `resevoir`. Did you mean `reservoir`"):
         chosen({"o_lora_replay": {"resevoir": {"size": 50}}})
     with pytest.raises(UserError, match="settings of `reservoir` must be a mapping"):
