@@ -145,6 +145,7 @@ class Tuner(Active):
     grows: ClassVar[bool] = False  # parameters may appear, grow or go in any hook
     interpolates: ClassVar[bool] = False  # answers `interpolate`
     needs_outputs: ClassVar[bool] = False  # asks for `loss` in every micro batch
+    needs_layers: ClassVar[bool] = False  # and reads `context.layers`
     pulls_old: ClassVar[bool] = False  # `loss` is about rows of earlier stages: asked for them wherever they
     # are trained on, also where a memory weighs them itself
     exchanges: ClassVar[bool] = False  # trainable parameters may give way to others inside a stage

@@ -1,8 +1,9 @@
 """The gradient of one optimiser step: the task, the memory, the penalties."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from lifelong.core.composition import snake
 from lifelong.core.features import forward_with_features
 from lifelong.core.feeding import items, replayed
 from lifelong.core.life import Life
+from lifelong.numerics.positions import layer_outputs
 
 Terms = dict[str, Tensor]  # scalar terms beside the task's loss, by name of the method
 
@@ -80,9 +82,9 @@ def backward_learned(
     total, sums, logits = 0.0, {}, {}
     for part in parts:
         with life.autocast():
-            outputs, features = forward(life, part)
+            outputs, seen = forward(life, part)
             loss = part.objective.loss(outputs).sum() / count
-            own = terms(life, part, outputs, features, share=part.labelled / count)
+            own = terms(life, part, outputs, share=part.labelled / count, **seen)
         total += loss.item()
         add(sums, own)
         if keeps:
@@ -91,11 +93,15 @@ def backward_learned(
     return total, sums, logits
 
 
-def forward(life: Life, part: Part) -> tuple[Outputs, Tensor | None]:
-    """Outputs of a micro batch, and what they were decided on if a penalty asks."""
-    if any(each.needs_features for each in life.methods.penalties):
-        return forward_with_features(part.objective, life.network, part.batch)
-    return part.objective.forward(life.network, part.batch), None
+def forward(life: Life, part: Part) -> tuple[Outputs, dict[str, Any]]:
+    """Outputs of a micro batch, and what methods ask to see of the pass, as a context has it."""
+    network, objective = life.network, part.objective
+    reads_layers = life.methods.tuner.needs_layers
+    with layer_outputs(network) if reads_layers else contextlib.nullcontext() as layers:
+        if any(each.needs_features for each in life.methods.penalties):
+            outputs, features = forward_with_features(objective, network, part.batch)
+            return outputs, {"features": features, "layers": layers}
+        return objective.forward(network, part.batch), {"layers": layers}
 
 
 def together(life: Life, own: Taken) -> Taken:
@@ -117,11 +123,7 @@ def add(totals: dict[str, float], found: Mapping[str, Tensor | float]) -> None:
 
 
 def terms(
-    life: Life,
-    part: Part | None = None,
-    outputs: Outputs | None = None,
-    features: Tensor | None = None,
-    share: float = 1.0,
+    life: Life, part: Part | None = None, outputs: Outputs | None = None, share: float = 1.0, **seen: Any
 ) -> Terms:
     """Terms of tuner and penalties by name: with a `part` those on answers, weighted by its share
     of the step's labelled positions; without one those on weights, once per step and alike in
@@ -129,7 +131,7 @@ def terms(
     """
     found, context = {}, None
     for role, actor in life.with_term(on_answers=part is not None).items():
-        context = context or (life.context_of(part, outputs, features) if part else life.context())
+        context = context or (life.context_of(part, outputs, **seen) if part else life.context())
         term = actor.loss(context, life.states[role])
         if term is not None:
             found[snake(actor)] = term * share
@@ -178,9 +180,10 @@ def backward_memory(life: Life, items: Sequence[Item], size: int | None) -> Term
     count = life.total(sum(part.labelled for part in parts))
     for part in parts:
         with life.autocast():
-            outputs = part.objective.forward(life.network, part.batch)
+            outputs, seen = forward(life, part)
             term = replay.loss(outputs, [items[i].memory for i in part.places])
-            own = tuner.loss(life.context_of(part, outputs), life.tuner_state) if tuner.pulls_old else None
+            context = life.context_of(part, outputs, **seen)
+            own = tuner.loss(context, life.tuner_state) if tuner.pulls_old else None
         made = {snake(replay): term * (len(part.places) / len(items))}
         if own is not None:
             made[snake(tuner)] = own * (part.labelled / count)

@@ -305,12 +305,10 @@ class Life:
             return contextlib.nullcontext()
         return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
 
-    def context_of(self, part: Part, outputs: Outputs, features: Tensor | None = None) -> Context:
-        """What methods may look at in a micro batch."""
-        return replace(
-            self.context(), objective=part.objective, batch=part.batch, tasks=part.tasks, outputs=outputs,
-            features=features,
-        )  # fmt: skip
+    def context_of(self, part: Part, outputs: Outputs, **seen: Any) -> Context:
+        """What methods may look at in a micro batch, with what was `seen` of its forward pass."""
+        own = {"objective": part.objective, "batch": part.batch, "tasks": part.tasks, "outputs": outputs}
+        return replace(self.context(), **own, **seen)
 
     def context(self, boundary: bool = False) -> Context:
         """What methods may look at; at a boundary the stage's examples as well."""

@@ -10,8 +10,8 @@ Evaluation and export use the slow pair; a head is trained as ever and not avera
 
 In the authors' release the slow pair never moves (its loop looks for names that it does not have)
 and answers as the base does; here it moves, which a test holds. Further differences: n counts the
-steps of all stages; layers are compared without dropout and without pads, embeddings (which never
-differ) not at all. The term is weighted like the loss of the rows that it is about: with as many
+steps of all stages; the slow pair's layers have no dropout; pads are not compared, and embeddings (which
+never differ) neither. The term is weighted like the loss of the rows that it is about: with as many
 old rows as new ones a strength of 2 is the paper's gamma = 1 beside (loss_new + loss_old) / 2.
 """
 
@@ -29,7 +29,7 @@ from lifelong.core.state import State
 from lifelong.errors import UserError
 from lifelong.numerics import low_rank
 from lifelong.numerics.positions import layer_outputs, real_positions
-from lifelong.numerics.swap import evaluating, swapped
+from lifelong.numerics.swap import swapped, taught
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +37,14 @@ class ILora(Tuner):
     """Two low-rank updates: a working one that learns, and its moving average that answers."""
 
     paper: ClassVar[str] = "Ren et al. 2024, arXiv:2402.18865"
-    cost: ClassVar[str] = "one more pair per module; two more forward passes over replayed rows"
+    cost: ClassVar[str] = "one more pair per module; one more forward pass over replayed rows"
     verified: ClassVar[tuple[str, ...]] = (
         "the slow pair is the closed-form moving average of the fast one, and moves",
         "the term and its gradient equal two separate networks; 0 where the slow pair exceeds nowhere",
         "evaluation and export answer with the slow pair; resumes bit for bit",
     )
     needs_outputs: ClassVar[bool] = True
+    needs_layers: ClassVar[bool] = True
     pulls_old: ClassVar[bool] = True
 
     rank: Annotated[int, Range(1)] = 8  # columns of B
@@ -80,12 +81,13 @@ class ILora(Tuner):
             return None
         rows = torch.tensor(old, device=context.model.device)
         batch = {name: value[rows] for name, value in context.batch.items()}
-        with evaluating(context.model.network):
-            with swapped(context.params, state["slow"]), torch.no_grad():
-                stable = self._layers(context, batch)
-            working = self._layers(context, batch)
+        with taught(context.model.network, context.params, state["slow"]):
+            stable = self._layers(context, batch)
+        working = context.layers
+        if working is None:  # in a loop that does not watch its own pass
+            working = self._layers(context, context.batch)
         total, count = 0.0, 0.0
-        for name, hidden in working.items():
+        for name, hidden in ((name, whole[rows]) for name, whole in working.items()):
             real = real_positions(hidden, batch, context.model.kind == "encoder_decoder").unsqueeze(-1)
             pull = torch.relu(stable[name].float() - hidden.float()).square() * real
             total = total + pull.sum((1, 2))

@@ -123,9 +123,10 @@ class Mora(Tuner):
         elif self.relevance == "cosine":
             sizes = down.float().norm(dim=1) * inputs.float().norm(dim=-1, keepdim=True)
             scores = scores / sizes.clamp(min=1e-12)
-        top = scores.topk(min(self.budget, scores.shape[-1]), dim=-1)
-        chosen = (top.values / self.temperature).softmax(-1)
-        return torch.zeros_like(scores).scatter(-1, top.indices, chosen)
+        with torch.no_grad():
+            top = scores.topk(min(self.budget, scores.shape[-1]), dim=-1, sorted=False).indices
+            outside = torch.ones_like(scores, dtype=torch.bool).scatter_(-1, top, False)
+        return (scores / self.temperature).masked_fill(outside, -torch.inf).softmax(-1)
 
     def _usage(self, context: Context) -> dict[str, Tensor]:
         """Mean gate of every expert over the tokens of the stage's first rows, by module."""

@@ -13,6 +13,7 @@ from lifelong.core.axes import Context
 from lifelong.core.composition import compose
 from lifelong.errors import UserError
 from lifelong.models import restore
+from lifelong.numerics.positions import layer_outputs
 from lifelong.objectives.classification import Classification
 from lifelong.replay.a_gem import AGem
 from lifelong.replay.der import Der
@@ -66,8 +67,8 @@ def test_early_steps_keep_less_and_the_limits_hold():
     assert all(torch.equal(still["slow"][n], p) for n, p in copied.params().items())
 
 
-def stepped(architecture, method, tasks=(1, 0, 0), stage=1):
-    """A model whose pairs differ, and the context of a step with old rows."""
+def stepped(architecture, method, tasks=(1, 0, 0), stage=1, watched=True):
+    """A model whose pairs differ, and the context of a step with old rows, whose pass was `watched`."""
     model, state = attached(method, architecture)
     vision = architecture == "vit"
     rows = tiny_stream.rows("sky", len(tasks), 0, vision)
@@ -77,18 +78,20 @@ def stepped(architecture, method, tasks=(1, 0, 0), stage=1):
     state["slow"] = {n: model.params()[n].detach().clone() for n in state["slow"]}
     disturb(model.network, seed=2)
     batch = objective.collate(objective.encode(rows, model, labels).examples, model)
-    outputs = objective.forward(model.network, batch)
+    with layer_outputs(model.network) as layers:
+        outputs = objective.forward(model.network, batch)
     return model, state, Context(
         params=model.params(), model=model, objective=objective, stage=stage, batch=batch, outputs=outputs,
-        tasks=tasks,
+        layers=layers if watched else None, tasks=tasks,
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("watched", [True, False])
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
-def test_the_term_equals_two_separate_networks(architecture):
+def test_the_term_equals_two_separate_networks(architecture, watched):
     """Hidden states of transformers itself, row by row, so without pads; the last is behind a norm there."""
     method = ILora(rank=2, strength=3.0)
-    model, state, given = stepped(architecture, method)
+    model, state, given = stepped(architecture, method, watched=watched)
     loss = method.loss(given, state)
     slow = deepcopy(model)
     for name, value in state["slow"].items():
