@@ -2,7 +2,9 @@
 
 A pass is the forward or the backward pass of plain training over its rows; products count 2 operations for
 a multiplication with its addition; streamed are the bytes of tensors that element-wise work has to read or
-write, each once, as if all of it were one loop. T: positions of a step; r: rank; P: trained weights.
+write, each once, as if all of it were one loop. A weight that gets no gradient saves one product, 2 T in out
+operations at the pace of such products alone: norms, activations and attention pass back as ever. T:
+positions of a step; r: rank; P: trained weights.
 """
 
 from typing import NamedTuple
@@ -92,6 +94,7 @@ class Need(NamedTuple):
     backward: float = 1.0
     update: float = 1.0  # of the optimiser's work
     products: float = 0.0  # further operations, negative where some are saved
+    frozen: float = 0.0  # operations of the products that would give frozen weights their gradient
     streamed: float = 0.0  # further bytes
 
 
@@ -130,9 +133,9 @@ def tuners(f: Facts) -> dict[str, Case]:
         "lora": Case(
             lora(8), FULL,
             Need(
-                "half the backward pass, since weights get no gradient; thin products, for which inputs are "
-                "read three times and written once, outputs read twice and written once",
-                backward=0.5, update=8 * f.sides / f.weights,
+                "no gradient for weights; thin products, for which inputs are read three times and written "
+                "once, outputs read twice and written once",
+                frozen=2 * f.tokens * dense, update=8 * f.sides / f.weights,
                 streamed=WIDTH * f.tokens * (4 * f.inside + 3 * f.outside),
             ),
         ),
@@ -143,7 +146,7 @@ def tuners(f: Facts) -> dict[str, Case]:
             Methods(tuner=Hft()), FULL,
             Need(
                 "no gradient and no update for half of each block's weights",
-                backward=1 - f.linear / dense / 4, update=1 - f.linear / f.weights / 2,
+                frozen=f.tokens * f.linear, update=1 - f.linear / f.weights / 2,
             ),
         ),
         "migu": Case(
@@ -165,7 +168,7 @@ def tuners(f: Facts) -> dict[str, Case]:
             Methods(tuner=Lift()), FULL,
             Need(
                 "no gradient for embeddings and head; a twentieth of the matrices updated, 32 bytes for each",
-                backward=1 - f.head / dense / 2, update=0, streamed=0.05 * 8 * WIDTH * f.linear,
+                frozen=2 * f.tokens * f.head, update=0, streamed=0.05 * 8 * WIDTH * f.linear,
             ),
         ),
         "lcia": Case(
@@ -215,7 +218,7 @@ def structured(f: Facts, thin: int) -> dict[str, Case]:
             Need(
                 "no gradient for the protected half, the weak half as a pair of rank r = min(in, out) / 2; "
                 "gradient and weights projected once",
-                backward=1 - f.linear / (2 * f.linear + f.head), update=f.width / 2 * f.sides / f.linear,
+                frozen=2 * f.tokens * f.linear, update=f.width / 2 * f.sides / f.linear,
                 products=(6 * f.tokens + 8 * f.width / 2) * f.width / 2 * f.sides,
             ),
         ),
@@ -232,14 +235,16 @@ def structured(f: Facts, thin: int) -> dict[str, Case]:
             Methods(tuner=Sema(threshold=0.0)), FULL,
             Need(
                 "no gradient for weights, and none below the third last block; 7 adapters, 3 of them trained",
-                backward=(0.5 * f.linear + f.head) / (2 * dense), update=0, products=(4 * 7 + 8 * 3) * inner,
+                backward=(0.5 * f.linear + f.head) / dense, frozen=2 * f.tokens * (0.5 * f.linear + f.head),
+                update=0, products=(4 * 7 + 8 * 3) * inner,
             ),
         ),
         "tame": Case(
             Methods(tuner=Tame(threshold=1e9)), FULL,
             Need(
                 "no gradient for weights, and none below the first adapter; one adapter a block",
-                backward=((1 - 1 / f.layers) * f.linear + f.head) / (2 * dense), update=0,
+                backward=((1 - 1 / f.layers) * f.linear + f.head) / dense,
+                frozen=2 * f.tokens * ((1 - 1 / f.layers) * f.linear + f.head), update=0,
                 products=12 * f.layers * inner,
             ),
         ),

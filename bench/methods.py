@@ -10,6 +10,7 @@ step is then the rows of one stage, and plain training one forward pass over the
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import fields, replace
+from functools import cache
 from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
@@ -22,7 +23,18 @@ from bench.cases import Case, Need, cases, facts
 from bench.figure import Figure, Settings
 from bench.session import MEDIUM, RATE, Size, Stepper, llama, opened, random_texts, stream_of
 from bench.step import Bare
-from bench.timing import Block, Worker, bandwidth, best_ratio, in_turns, middle, now, peak_memory, ratio
+from bench.timing import (
+    Block,
+    Worker,
+    bandwidth,
+    best_ratio,
+    in_turns,
+    middle,
+    now,
+    peak_memory,
+    ratio,
+    timed,
+)
 from lifelong.core import batching, closed_form
 from lifelong.core import state as states
 from lifelong.core.axes import Method
@@ -221,11 +233,21 @@ def held(life: Life) -> int:
     return sum(states.num_bytes(each) for each in (network, moments, life.states))
 
 
-def least(need: Need, plain: Plain, seconds: float, device: str) -> float:
+def least(need: Need, plain: Plain, seconds: float, size: Size, device: str) -> float:
     """The least ratio to a plain step of that many seconds."""
     passes = sum(a * b for a, b in zip(plain.shares, (need.forward, need.backward, need.update), strict=True))
     products = need.products / plain.forward * plain.shares.forward
-    return passes + products + need.streamed / bandwidth(device) / seconds
+    frozen = need.frozen / pace(size, device) / seconds
+    return passes + products - frozen + need.streamed / bandwidth(device) / seconds
+
+
+@cache
+def pace(size: Size, device: str, repeats: int = 50) -> float:
+    """Operations per second of the product that gives a weight of this model its gradient."""
+    tokens, where = size.batch_size * size.tokens, torch.device(device)
+    slopes, inputs = (torch.randn(tokens, size.width, device=where) for _ in range(2))
+    seconds = median(timed(lambda: slopes.T @ inputs, where).seconds for _ in range(repeats))
+    return 2 * tokens * size.width**2 / seconds
 
 
 def kept_bytes(life: Life) -> list[int]:
@@ -254,7 +276,7 @@ def figure(
     seconds = middle(blocks["plain"])
     measured, minimum = (
         ratio(blocks["ours"], blocks["plain"]),
-        least(case.need, plain, seconds, settings.device),
+        least(case.need, plain, seconds, size, settings.device),
     )
     two, four = (each / plain.trained for each in kept_bytes(ours.life))
     beside = " + ".join(map(called, case.beside.parts)) if case.beside else "a bare PyTorch loop"

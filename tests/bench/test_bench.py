@@ -120,10 +120,12 @@ def test_cost_of_methods_is_measured():
 
 def test_least_adds_passes_products_and_bytes(monkeypatch):
     monkeypatch.setattr(methods, "bandwidth", lambda device: 100.0)
+    monkeypatch.setattr(methods, "pace", lambda size, device: 500.0)
     plain = methods.Plain(None, methods.Shares(0.25, 0.5, 0.25), forward=1000.0, trained=1)
-    assert methods.least(cases.AS_IS, plain, 2.0, "cpu") == pytest.approx(1)
-    need = cases.Need("", forward=2, backward=1.5, update=0, products=400.0, streamed=20.0)
-    assert methods.least(need, plain, 2.0, "cpu") == pytest.approx(0.5 + 0.75 + 0.4 * 0.25 + 20 / 100 / 2)
+    assert methods.least(cases.AS_IS, plain, 2.0, TINY, "cpu") == pytest.approx(1)
+    need = cases.Need("", forward=2, backward=1.5, update=0, products=400.0, frozen=50.0, streamed=20.0)
+    expected = 0.5 + 0.75 + 0.4 * 0.25 - 50 / 500 / 2 + 20 / 100 / 2
+    assert methods.least(need, plain, 2.0, TINY, "cpu") == pytest.approx(expected)
 
 
 def test_peak_is_what_lies_there_at_once():
