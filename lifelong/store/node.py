@@ -107,14 +107,15 @@ def damage(folder: Path) -> str | None:
 
 def read_record(run: Path, folder: Path, parent: str | None = None) -> dict[str, Any]:
     """The content of node.json, derived where the file is missing."""
-    problem = damage(folder)
-    if problem:
+    try:
+        return parse(folder / FILE)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
         raise UserError(
-            f"{folder / FILE} is damaged ({problem}). Remove this one file: it is written again from the "
+            f"{folder / FILE} is damaged ({error}). Remove this one file: it is written again from the "
             "others."
-        )
-    if (folder / FILE).exists():
-        return read_json(folder / FILE)
+        ) from None
     if parent is None and row_of(folder):
         before = [each for each in stage_folders(run) if row_of(each) < row_of(folder)]
         for each in before:
