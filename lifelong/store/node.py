@@ -75,8 +75,10 @@ def row_of(folder: Path) -> int:
 
 def is_finished(folder: Path) -> bool:
     """Trained and judged; the untrained model: judged."""
+    if (folder / FILE).exists():
+        return True
     trained = row_of(folder) == 0 or (folder / "checkpoint").is_dir()
-    return (folder / FILE).exists() or (trained and (folder / "evaluation.json").exists())
+    return trained and (folder / "evaluation.json").exists()
 
 
 def seal(run: Path, folder: Path) -> None:
