@@ -119,8 +119,10 @@ def read_nodes(run: Path, index: Index | None = None) -> list[Node]:
         parent = None
         for folder in stage_folders(place):
             try:
-                if is_finished(folder):
-                    found.append(_node(place, folder, parent, aside, index))
+                kept = index and index.find(folder)
+                if kept or is_finished(folder):
+                    kept = kept or _read(place, folder, parent, index)
+                    found.append(Node(**kept, folder=folder, aside=aside))
                     parent = found[-1].id
             except FileNotFoundError:  # moved by another process just now
                 continue
@@ -137,14 +139,12 @@ def aside_folders(run: Path) -> list[Path]:
     return sorted((run / "aside").glob("[0-9]*"), key=lambda path: int(path.name))
 
 
-def _node(run: Path, folder: Path, parent: str | None, aside: bool, index: Index | None) -> Node:
-    record = index and index.find(folder)
-    if not record:
-        stamp = index.stamp(folder) if index else ""
-        record = read_record(run, folder, parent) | {"promoted": promoted(folder)}
-        if stamp.startswith(FILE):  # else the record is derived, from other files
-            index.add(folder, stamp, record)
-    return Node(**record, folder=folder, aside=aside)
+def _read(run: Path, folder: Path, parent: str | None, index: Index | None) -> dict[str, Any]:
+    stamp = index.stamp(folder) if index else ""
+    record = read_record(run, folder, parent) | {"promoted": promoted(folder)}
+    if stamp.startswith(FILE):  # else the record is derived, from other files
+        index.add(folder, stamp, record)
+    return record
 
 
 def promoted(folder: Path) -> bool:

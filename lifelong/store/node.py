@@ -9,6 +9,7 @@ node. Row 0 is the untrained model, named by its weights.
 
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Node:
         """The run folder that it lies in."""
         return self.home.parent.parent if self.aside else self.home
 
-    @property
+    @cached_property
     def home(self) -> Path:
         """The run folder, or the folder below its `aside`."""
         return self.folder.parent.parent
