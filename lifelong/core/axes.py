@@ -33,6 +33,7 @@ from lifelong.core.values import (
     Subspace,
 )
 from lifelong.errors import UserError
+from lifelong.numerics.interpolation import interpolate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ class Tuner(Active):
     trains_base: ClassVar[bool] = False  # base weights move, so they are kept in float32
     folds: ClassVar[bool] = True  # `fold` leaves a plain transformers model
     grows: ClassVar[bool] = False  # parameters may appear, grow or go in any hook
-    interpolates: ClassVar[bool] = False  # answers `interpolate`
+    interpolates: ClassVar[bool] = False  # `interpolate` leaves a share of the stage's update
     needs_outputs: ClassVar[bool] = False  # asks for `loss` in every micro batch
     needs_layers: ClassVar[bool] = False  # and reads `context.layers`
     pulls_old: ClassVar[bool] = False  # `loss` is about rows of earlier stages: asked for them wherever they
@@ -185,8 +186,10 @@ class Tuner(Active):
     ) -> State:
         """Keep the share `ratio(parameter name)` of what the stage changed in the weights; `before`
         holds the trainable parameters as the stage began. It may read each from the disk when asked.
+        Here: parameter by parameter; to be overridden where a share of the update is found in another way.
         """
-        raise TypeError(f"{type(self).__name__} does not interpolate")
+        interpolate(context.params, before, ratio)
+        return state
 
 
 class Penalty(Active):

@@ -89,7 +89,7 @@ def check_composition(parts: Sequence[Method]) -> None:
         if isinstance(part, Merger) and not tuner.interpolates:
             raise UserError(
                 f"{snake(part)} changes how much of a stage's update is kept, which {snake(tuner)} cannot "
-                "express. Take a tuner that can (full, o_lora), or leave the merger out."
+                "express. Take a tuner that can (full, lora, o_lora), or leave the merger out."
             )
         if isinstance(part, Unlearning) and part.needs_zero_start and not tuner.starts_at_zero:
             raise UserError(

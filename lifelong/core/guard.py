@@ -254,7 +254,7 @@ def _check_repair(methods: Methods) -> None:
     if not tuner.interpolates:
         raise UserError(
             f"guard.otherwise: repair keeps a share of a stage's update, which {snake(tuner)} cannot "
-            "express. Take a tuner that can (full, o_lora), or set otherwise to stop or keep."
+            "express. Take a tuner that can (full, lora, o_lora), or set otherwise to stop or keep."
         )
     others = [*methods.mergers, *(each for each in methods.penalties if each.moves_weights)]
     others += [methods.analytic] if methods.analytic else []

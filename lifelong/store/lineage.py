@@ -1,7 +1,7 @@
 """The history of models below a folder: which nodes there are, and which one a user means.
 
-Everything is read from the run folders as they are; there is no index that could be stale. 1,000
-nodes take a tenth of a second. Readers take no lock: a stage appears when it is finished.
+Everything is said by the run folders as they are; `index` only saves reading again what has not changed.
+Readers take no lock: a stage appears when it is finished.
 """
 
 import os
@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from lifelong.errors import UserError, nearest
 from lifelong.store.configuration import configuration
 from lifelong.store.files import read_json
-from lifelong.store.node import UNTRAINED, Node, is_finished, read_record, stage_folders
+from lifelong.store.index import Index
+from lifelong.store.node import FILE, UNTRAINED, Node, is_finished, read_record, stage_folders
 
 DEFAULT = Path("runs")
 SHORTEST = 4  # hex digits of an id that a user may give
@@ -71,10 +72,18 @@ class History:
 def history(folders: Sequence[Path | str] = (DEFAULT,)) -> History:
     """Read all runs at or below the folders; works while they are written."""
     folders = tuple(map(Path, folders))
-    runs = list(dict.fromkeys(run for folder in folders for run in run_folders(folder)))
-    nodes = tuple(each for run in runs for each in read_nodes(run))
+    found: dict[Path, Path] = {}  # run folder: where it was looked for
+    for folder in folders:
+        for run in run_folders(folder):
+            found.setdefault(run, folder)
+    runs, nodes = list(found), []
+    indexes = {folder: Index(folder) for folder in folders if not is_run(folder)}
+    for run, folder in found.items():
+        nodes += read_nodes(run, indexes.get(folder))
+    for index in indexes.values():
+        index.save()
     tags = tuple(Tag(name, id, run) for run in runs for name, id in read_tags(run).items())
-    return History(nodes=nodes, tags=tags, folders=folders)
+    return History(nodes=tuple(nodes), tags=tags, folders=folders)
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -89,8 +98,12 @@ def run_folders(folder: Path) -> list[Path]:
     return found
 
 
+def is_run(folder: Path) -> bool:
+    return (folder / "config.json").exists()
+
+
 def _runs(folder: Path) -> list[Path]:
-    if (folder / "config.json").exists():
+    if is_run(folder):
         return [folder] if (folder / "stages").is_dir() else []  # else a model's folder
     if not folder.is_dir():
         return []
@@ -98,7 +111,7 @@ def _runs(folder: Path) -> list[Path]:
     return [run for each in inner for run in _runs(Path(each))]
 
 
-def read_nodes(run: Path) -> list[Node]:
+def read_nodes(run: Path, index: Index | None = None) -> list[Node]:
     """Finished stages of a run folder, then those that were set aside."""
     places = [(run, False), *((each, True) for each in aside_folders(run))]
     found = []
@@ -106,8 +119,10 @@ def read_nodes(run: Path) -> list[Node]:
         parent = None
         for folder in stage_folders(place):
             try:
-                if is_finished(folder):
-                    found.append(_node(place, folder, parent, aside))
+                kept = index and index.find(folder)
+                if kept or is_finished(folder):
+                    kept = kept or _read(place, folder, parent, index)
+                    found.append(Node(**kept, folder=folder, aside=aside))
                     parent = found[-1].id
             except FileNotFoundError:  # moved by another process just now
                 continue
@@ -124,10 +139,18 @@ def aside_folders(run: Path) -> list[Path]:
     return sorted((run / "aside").glob("[0-9]*"), key=lambda path: int(path.name))
 
 
-def _node(run: Path, folder: Path, parent: str | None, aside: bool) -> Node:
-    record, guard = read_record(run, folder, parent), folder / "guard.json"
-    promoted = read_json(guard).get("promoted", True) if guard.exists() else True
-    return Node(**record, promoted=promoted, folder=folder, aside=aside)
+def _read(run: Path, folder: Path, parent: str | None, index: Index | None) -> dict[str, Any]:
+    stamp = index.stamp(folder) if index else ""
+    record = read_record(run, folder, parent) | {"promoted": promoted(folder)}
+    if stamp.startswith(FILE):  # else the record is derived, from other files
+        index.add(folder, stamp, record)
+    return record
+
+
+def promoted(folder: Path) -> bool:
+    """False where a guard turned the update of a stage down."""
+    guard = folder / "guard.json"
+    return read_json(guard).get("promoted", True) if guard.exists() else True
 
 
 def read_tags(run: Path) -> dict[str, str]:
@@ -177,7 +200,7 @@ def _place(name: str) -> Node | None:
     if not colon:
         folder, stage = name, ""
     run = Path(folder)
-    if not (run / "config.json").exists():
+    if not is_run(run):
         if colon or "/" in name:
             raise UserError(f"{folder} is no run folder (it has no config.json).")
         return None

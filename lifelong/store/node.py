@@ -9,6 +9,7 @@ node. Row 0 is the untrained model, named by its weights.
 
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Node:
         """The run folder that it lies in."""
         return self.home.parent.parent if self.aside else self.home
 
-    @property
+    @cached_property
     def home(self) -> Path:
         """The run folder, or the folder below its `aside`."""
         return self.folder.parent.parent
@@ -75,8 +76,10 @@ def row_of(folder: Path) -> int:
 
 def is_finished(folder: Path) -> bool:
     """Trained and judged; the untrained model: judged."""
+    if (folder / FILE).exists():
+        return True
     trained = row_of(folder) == 0 or (folder / "checkpoint").is_dir()
-    return (folder / FILE).exists() or (trained and (folder / "evaluation.json").exists())
+    return trained and (folder / "evaluation.json").exists()
 
 
 def seal(run: Path, folder: Path) -> None:
@@ -107,14 +110,15 @@ def damage(folder: Path) -> str | None:
 
 def read_record(run: Path, folder: Path, parent: str | None = None) -> dict[str, Any]:
     """The content of node.json, derived where the file is missing."""
-    problem = damage(folder)
-    if problem:
+    try:
+        return parse(folder / FILE)
+    except FileNotFoundError:
+        pass
+    except ValueError as error:
         raise UserError(
-            f"{folder / FILE} is damaged ({problem}). Remove this one file: it is written again from the "
+            f"{folder / FILE} is damaged ({error}). Remove this one file: it is written again from the "
             "others."
-        )
-    if (folder / FILE).exists():
-        return read_json(folder / FILE)
+        ) from None
     if parent is None and row_of(folder):
         before = [each for each in stage_folders(run) if row_of(each) < row_of(folder)]
         for each in before:

@@ -44,6 +44,7 @@ class Eva(Tuner):
         "ranks add up to the budget and follow the explained variance",
         "the function does not change a bit where the first stage begins; resumes bit for bit",
     )
+    interpolates: ClassVar[bool] = True  # as lora
 
     rank: Annotated[int, Range(1)] = 16  # mean rank of a target
     alpha: Annotated[float, Range(0, open_low=True)] = 16.0  # update is scaled by alpha / rank

@@ -3,17 +3,13 @@
 The update lives in the weights themselves; there is nothing to fold.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from lifelong.core.axes import Context, Tuner
+from lifelong.core.axes import Tuner
 from lifelong.core.model import Model
 from lifelong.core.state import State
 from lifelong.errors import UserError
-from lifelong.numerics.interpolation import interpolate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +37,6 @@ class Full(Tuner):
         if not chosen:
             raise UserError(f"Full.targets must match a parameter name; {list(self.targets)} matches none.")
         return {}
-
-    def interpolate(
-        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
-    ) -> State:
-        interpolate(context.params, before, ratio)
-        return state
 
     def fold(self, model: Model, state: State) -> None:
         return None

@@ -15,12 +15,11 @@ and checkpoints see every weight. No code of the authors was at hand.
 """
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lifelong.core.axes import Context, Tuner
 from lifelong.core.model import Model
@@ -28,7 +27,6 @@ from lifelong.core.settings import Range
 from lifelong.core.state import State
 from lifelong.errors import UserError
 from lifelong.numerics.blocks import Unit, blocks
-from lifelong.numerics.interpolation import interpolate
 
 Groups = dict[str, list[list[Unit]]]  # by category: the units of each block
 
@@ -81,12 +79,6 @@ class Hft(Tuner):
         for handle in model.network.half_hooks:
             handle.remove()
         del model.network.half_hooks
-
-    def interpolate(
-        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
-    ) -> State:
-        interpolate(context.params, before, ratio)
-        return state
 
 
 def _hold(network: nn.Module, names: list[str]) -> None:

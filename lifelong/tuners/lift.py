@@ -17,7 +17,6 @@ gradients just before the update (after the tuner) does not reach the chosen ent
 """
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -28,7 +27,6 @@ from lifelong.core.axes import Context, Tuner
 from lifelong.core.model import Model
 from lifelong.core.settings import Range
 from lifelong.core.state import State
-from lifelong.numerics.interpolation import interpolate
 from lifelong.numerics.low_rank import select_modules
 from lifelong.numerics.spectrum import rank_reduced
 
@@ -117,12 +115,6 @@ class Lift(Tuner):
 
     def fold(self, model: Model, state: State) -> None:
         return None
-
-    def interpolate(
-        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
-    ) -> State:
-        interpolate(context.params, before, ratio)
-        return state
 
     def _places(self, weight: Tensor) -> Tensor:
         """(K,) int32, ascending."""

@@ -14,18 +14,14 @@ training mode with gradients count, replayed rows included, a teacher's do not; 
 masked. The paper's second form, masks on the factors of LoRA, is the method `migu_lora`.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
-
-from torch import Tensor
 
 from lifelong.core.axes import Context, Tuner
 from lifelong.core.model import Model
 from lifelong.core.settings import Range
 from lifelong.core.state import State
 from lifelong.numerics import output_masks
-from lifelong.numerics.interpolation import interpolate
 from lifelong.numerics.low_rank import linear_modules
 
 
@@ -74,9 +70,3 @@ class Migu(Tuner):
 
     def fold(self, model: Model, state: State) -> None:
         output_masks.unwatch(model.network)
-
-    def interpolate(
-        self, context: Context, state: State, before: Mapping[str, Tensor], ratio: Callable[[str], float]
-    ) -> State:
-        interpolate(context.params, before, ratio)
-        return state

@@ -33,6 +33,7 @@ class MiguLora(Tuner):
         "masked rows keep every bit under momentum and decay; the published form moves them",
         "masked 0 and the first stage equal lora bit for bit; resumes bit for bit",
     )
+    interpolates: ClassVar[bool] = True  # as lora
 
     rank: Annotated[int, Range(1)] = 8  # columns of B
     alpha: Annotated[float, Range(0, open_low=True)] = 16.0  # update is scaled by alpha / rank

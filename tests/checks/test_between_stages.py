@@ -40,7 +40,7 @@ KILLS = [("step", 1, 2), ("step", 2, 1), ("step", 2, 3), ("evaluation", 1, 1), (
 def partners(name):
     """Tuners that a method is run with here."""
     if name in MERGERS:
-        return ["full", "o_lora"]  # those that can keep a share of an update
+        return ["full", "o_lora", "lora"]  # those that can keep a share of an update
     return ["frozen", "full"] if name in LEARNERS else ["lora"]
 
 

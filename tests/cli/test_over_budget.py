@@ -95,7 +95,7 @@ WRONG = {
     "out of range": (["guard.allowed_drop_fraction=2"], ["allowed_drop_fraction", "(0, 1]", "got 2"]),
     "set out of range": (["guard.sets.sky=0"], ["budget of `sky`", "(0, 1]", "got 0"]),
     "unknown choice": (["guard.otherwise=panic"], ["otherwise", "'stop', 'repair', 'keep'", '"panic"']),
-    "tuner": (["guard.otherwise=repair", "method=lora"], ["repair", "lora cannot express", "full, o_lora"]),
+    "tuner": (["guard.otherwise=repair", "method=mora"], ["repair", "mora cannot express", "full, lora"]),
     "merger": (["guard.otherwise=repair", "method=[full, lines]"], ["and so does lines"]),
 }
 

@@ -18,7 +18,7 @@ from lifelong.models import restore
 from lifelong.store.files import read_json
 from lifelong.store.run import RunFolder
 from lifelong.tuners.full import Full
-from lifelong.tuners.lora import Lora
+from lifelong.tuners.mora import Mora
 
 SKY = tiny_stream.stream().stages[0].evals[0]
 PROSE = tiny_stream.stream().general[0]
@@ -210,7 +210,7 @@ WRONG = {
         "no evaluation set is called `ski`. Did you mean `sky`",
     ),
     "too few rows": (dict(allowed_drop_fraction=0.01), [Full()], "sky has 200 rows.*at least 381 are needed"),
-    "tuner": (dict(otherwise="repair"), [Lora(rank=2)], "which lora cannot express.*full, o_lora"),
+    "tuner": (dict(otherwise="repair"), [Mora(rank=2)], "which mora cannot express.*full, lora, o_lora"),
     "merger": (dict(otherwise="repair"), [Full(), Lines()], "and so does lines"),
 }
 

@@ -7,6 +7,7 @@ import torch
 from lifelong.core import batching
 from lifelong.core.axes import Context
 from lifelong.tuners.full import Full
+from lifelong.tuners.lora import Lora
 from lifelong.tuners.o_lora import OLora
 
 
@@ -44,4 +45,4 @@ def merged(method, context, **how):
     return before, after, dict(context.params), state
 
 
-TUNERS = [Full(), OLora(rank=2)]
+TUNERS = {"full": Full(), "o_lora": OLora(rank=2), "lora": Lora(rank=2)}

@@ -26,7 +26,7 @@ def test_one_group_is_plain_averaging(architecture):
         torch.testing.assert_close(value.detach(), torch.lerp(before[name], after[name], ratio))
 
 
-@pytest.mark.parametrize("tuner", TUNERS, ids=["full", "o_lora"])
+@pytest.mark.parametrize("tuner", TUNERS.values(), ids=TUNERS)
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 0.9])
 def test_learned_ratios_keep_the_mean_and_answer_more_like_the_new_model(tuner, alpha):
     found = {}

@@ -5,6 +5,7 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 
+from lifelong.core.axes import Context
 from lifelong.errors import UserError
 from lifelong.tuners.lora import Lora
 
@@ -82,6 +83,37 @@ def _targets(model):
     return [
         name.removesuffix(".lora_A") for name, _ in model.network.named_modules() if name.endswith(".lora_A")
     ]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_a_share_of_an_update_is_a_pair_beside_the_line(share):
+    """Both ends to the bit; between them the weights leave the straight line by share (1 - share) s dB dA."""
+    tuner, model = Lora(rank=4, alpha=12.0), tiny.model("gpt2")
+    state = tuner.attach(model, None, seed=0)
+    context = Context(params=model.params(), model=model)
+    disturb(model.network)
+    before = {name: p.detach().clone() for name, p in context.params.items()}
+    line = {name: (1 - share) * product(each) for name, each in tuner.low_rank(model, state).items()}
+    generator = torch.Generator().manual_seed(6)
+    for parameter in context.params.values():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    after = {name: p.detach().clone() for name, p in context.params.items()}
+    for name, each in tuner.low_rank(model, state).items():
+        line[name] += share * product(each)
+    tuner.interpolate(context, state, before, lambda name: share)
+    for name, parameter in context.params.items():
+        if share in (0, 1):
+            assert torch.equal(parameter, (before, after)[int(share)][name])
+    for name, each in tuner.low_rank(model, state).items():
+        assert each.down.shape[0] == each.up.shape[1] == 4
+        down, up = (after[f"{name}.{k}.weight"] - before[f"{name}.{k}.weight"] for k in ("lora_A", "lora_B"))
+        beside = share * (1 - share) * 12.0 / 4 * up @ down
+        torch.testing.assert_close(line[name] - product(each), beside, atol=1e-6, rtol=1e-5)
+        assert share in (0, 1) or beside.norm() > 0.01  # control: it is not the line
+
+
+def product(update):
+    return update.scale * update.up @ update.down
 
 
 def test_dropout_acts_in_training_only():
