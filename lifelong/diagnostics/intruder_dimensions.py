@@ -41,9 +41,9 @@ class IntruderDimensions(Diagnostic):
     threshold: Annotated[float, Range(0, 1)] = 0.5  # cosine below which a direction is new
 
     def measure(self, context: Context) -> dict[str, float]:
-        counts, skipped = [], 0
+        counts, skipped, bases = [], 0, dict(context.base.named_parameters())
         for name, module in low_rank.linear_modules(context.model.network).items():
-            base = context.base.get(f"{name}.weight")
+            base = bases.get(f"{name}.weight")
             if base is None:
                 continue
             tuned = matrix_of(module)

@@ -211,6 +211,17 @@ def test_exports_to_plain_transformers(name, architecture, tmp_path):
         assert again.labels == model.network.lifelong_head.labels
 
 
+@pytest.mark.parametrize("name", TUNERS)
+def test_base_weights_stand_still_where_a_tuner_says_so(name, tmp_path):
+    """Then the pretrained network that diagnostics compare with is a second tree over the same memory."""
+    model = tiny.model("bert")
+    seen = {n: p.detach() for n, p in model.network.named_parameters()}
+    before = {n: p.clone() for n, p in seen.items()}
+    train(tmp_path / "run", methods_with(name), "bert", model=model)
+    moved = not all(torch.equal(seen[n], before[n]) for n in seen)
+    assert moved == (made(name).trains_base or made(name).rewrites_base)
+
+
 LOW_RANK = ("lora", "o_lora", "eva", "i_lora", "lcia", "migu_lora", "triadaptlora")
 
 
