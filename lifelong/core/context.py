@@ -49,3 +49,8 @@ class Context:
     )
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the run's compute type
     forget_moments: Callable[[], None] = lambda: None  # the optimiser begins anew; in `after_update`
+
+    @property
+    def routed(self) -> bool:
+        """Is what the tuner adds chosen by row, so that there is no single weight that it changes?"""
+        return self.tuner is not None and not self.tuner.folds
