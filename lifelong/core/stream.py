@@ -141,6 +141,16 @@ class Stream:
         columns = zip(self.columns(), gone, strict=True)
         return [each.name for (task, each), e in columns if task < row and (e is None or e >= row)]
 
+    def known(self, row: int) -> list[EvalSet]:
+        """Those sets and the general ones."""
+        names = self.current(row)
+        return [*(each for _, each in self.columns() if each.name in names), *self.general]
+
+    def tasks(self, row: int) -> list["Stage"]:
+        """What the first `row` stages teach: their parts, where stages were joined."""
+        taught = [stage for stage in self.stages[:row] if stage.erases is None]
+        return [part for stage in taught for part in (stage.parts or (stage,))]
+
     def labels(self, stages: int | None = None) -> tuple[str, ...]:
         """All labels of the first `stages` stages, in the order in which they appear."""
         return tuple(dict.fromkeys(label for stage in self.stages[:stages] for label in stage.labels))
