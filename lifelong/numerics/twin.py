@@ -1,7 +1,10 @@
 """A second tree of modules over the weights of a network: what it was before anything is added to it."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -15,3 +18,13 @@ def twin(network: nn.Module, share: bool) -> nn.Module:
     }
     found = copy.deepcopy(network, made).eval()
     return found if share else found.cpu()
+
+
+@contextmanager
+def placed(network: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """Inside, a twin is on the device; afterwards where it was."""
+    home = next(network.parameters()).device
+    try:
+        yield network.to(device)
+    finally:
+        network.to(home)
