@@ -5,6 +5,7 @@ documents itself. A method that cannot take part in a check is named beside it w
 """
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ class Killed(Exception):
     pass
 
 
-def train(folder, methods, architecture="llama", kill_at=None, model=None):
+def train(folder, methods, architecture="llama", kill_at=None, model=None, **how):
     """Run the small stream; `kill_at` (stage, step) stops the process there, before it can save."""
 
     def listen(event):
@@ -75,7 +76,7 @@ def train(folder, methods, architecture="llama", kill_at=None, model=None):
             raise Killed
 
     stream = tiny_stream.stream(vision=architecture == "vit", general=architecture in ("llama", "gpt2"))
-    settings = Settings(checkpoint_seconds=0.0)
+    settings = Settings(checkpoint_seconds=0.0, **how)
     model = model or saved_base(folder.parent, architecture)
     return launch.run(model, stream, methods, output=folder, settings=settings, listen=listen)
 
@@ -220,6 +221,27 @@ def test_base_weights_stand_still_where_a_tuner_says_so(name, tmp_path):
     train(tmp_path / "run", methods_with(name), "bert", model=model)
     moved = not all(torch.equal(seen[n], before[n]) for n in seen)
     assert moved == (made(name).trains_base or made(name).rewrites_base)
+
+
+LOOKING = tuple(discover.load(name, "diagnostics")() for name in discover.names("diagnostics"))
+LOOKED_AT = [*((name, "llama") for name in TUNERS if name != "frozen"),
+             *(("lora", other) for other in tiny.ARCHITECTURES if other != "llama"),
+             ("full", "t5"), ("frozen", "bert")]  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("name", "architecture"), LOOKED_AT)
+def test_diagnostics_change_no_bit(name, architecture, precision, tmp_path):
+    plain = train(tmp_path / "plain", methods_with(name), architecture, precision=precision)
+    how = {"precision": precision, "diagnostics": LOOKING}
+    looked = train(tmp_path / "looked", methods_with(name), architecture, **how)
+    assert record(looked.folder) == record(plain.folder)
+    told = json.loads((looked.folder / "stages" / "002-farm" / "diagnostics.json").read_text())["diagnostics"]
+    assert [each["id"] for each in told] == list(discover.names("diagnostics"))
+    figures = {each["id"]: each["figures"] for each in told}
+    assert all(math.isfinite(value) for each in figures.values() for value in each.values())
+    assert (figures["drift"]["weights all"] > 0) == (name != "frozen" and made(name).folds)
+    assert (figures["tuco"]["sky"] > 0) == (name != "frozen")
 
 
 LOW_RANK = ("lora", "o_lora", "eva", "i_lora", "lcia", "migu_lora", "triadaptlora")
