@@ -85,12 +85,13 @@ def _asked(context: Context) -> list[EvalSet]:
     current = stream.current(context.stage)  # of what is taught before this stage
     kept = stream.current(context.stage + 1)  # and not erased in it
     earlier = [each for _, each in stream.columns() if each.name in current and each.name in kept]
-    return [each for each in (*earlier, *stream.general) if all(map(asks, each.rows))]
+    return [each for each in (*earlier, *stream.general) if all(asks(row, each) for row in each.rows)]
 
 
-def asks(row: Row) -> bool:
-    """Has the row a prompt apart from what it is answered with?"""
-    return "prompt" in row or "messages" in row or ("text" in row and "label" in row)
+def asks(row: Row, judged: EvalSet) -> bool:
+    """Is part of what is read of the row a question, apart from what it is answered with?"""
+    read = [names for names in judged.objective.columns if all(name in row for name in names)]
+    return any({"prompt", "messages"} & set(names) or {"text", "label"} <= set(names) for names in read)
 
 
 def moved(row: Row, template: Template) -> Row:

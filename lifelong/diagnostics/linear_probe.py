@@ -10,9 +10,10 @@ Features are of the prompt alone: the last token's (decoders), the mean over tok
 encoder-decoder the encoder's), the first token's (vision).
 
 It reads training rows of earlier stages, which a method may not have: it measures and teaches nothing.
-Those rows are drawn once and are the same after every stage. Tasks without a set of labels are left
-out, and so are sets that a stage erases. The probe chooses among the labels of its task; the model
-among those that the stream's `candidates` says, so that compare like with like under `candidates: task`.
+Those rows are drawn once and are the same after every stage; rows that a stage has erased are never
+read. Tasks without a set of labels are left out, and so are sets that a stage erases. The probe
+chooses among the labels of its task; the model among those that the stream's `candidates` says, so
+that like is compared with like under `candidates: task`.
 """
 
 from collections.abc import Sequence

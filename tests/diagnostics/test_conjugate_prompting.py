@@ -11,6 +11,7 @@ from lifelong.core.encoding import parse_template
 from lifelong.core.evaluation import judge
 from lifelong.diagnostics.conjugate_prompting import ConjugatePrompting, moved
 from lifelong.errors import UserError
+from lifelong.objectives.causal_lm import CausalLm
 
 
 def after_second(model, **more):
@@ -49,7 +50,7 @@ def test_judges_what_was_taught_before_and_general_sets_that_ask():
     assert ConjugatePrompting().measure(context_of("llama", model)) == {}  # the first stage: nothing earlier
     context = after_second(model)
     asking = replace(context.stream.stages[1].evals[0], name="held")
-    prose = replace(asking, name="prose", rows=[{"text": "moss and fern"}])
+    prose = replace(asking, name="prose", rows=asking.rows, objective=CausalLm())
     context.stream = replace(context.stream, general=(asking, prose))
     names = {name.split()[0] for name in ConjugatePrompting(num_examples=2).measure(context)}
     assert names == {"sky", "held"}

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
+import tiny_erasure
 import tiny_stream
 import torch
 from looking import context_of
@@ -69,3 +70,16 @@ def test_reads_as_many_rows_as_it_says_and_never_the_label():
 def test_tasks_without_labels_are_left_out():
     context = replace(after_second("llama"), stream=tiny_stream.text_stream(general=False))
     assert LinearProbe().measure(context) == {}
+
+
+def test_rows_that_were_erased_are_not_read_again():
+    context = after_second("llama")
+    first, second = context.stream.stages
+    places = [i for i in range(24) if i % 3]
+    forget = tiny_erasure.erase_stage(first, places)
+    erased = replace(context, stream=replace(context.stream, stages=(first, second, forget)), stage=2)
+    kept = replace(first, rows=[row for i, row in enumerate(first.rows) if i % 3 == 0])
+    never = replace(context, stream=replace(context.stream, stages=(kept, second)))
+    found = LinearProbe().measure(erased)
+    assert list(found) == ["sky probe", "farm probe"] and found == LinearProbe().measure(never)
+    assert erased.stream.tasks(3)[0].rows == kept.rows and erased.stream.tasks(2)[0].rows == first.rows
