@@ -223,17 +223,21 @@ def test_base_weights_stand_still_where_a_tuner_says_so(name, tmp_path):
     assert moved == (made(name).trains_base or made(name).rewrites_base)
 
 
-LOOKING = tuple(discover.load(name, "diagnostics")() for name in discover.names("diagnostics"))
-LOOKED_AT = [*((name, "llama") for name in TUNERS if name != "frozen"),
-             *(("lora", other) for other in tiny.ARCHITECTURES if other != "llama"),
-             ("full", "t5"), ("frozen", "bert")]  # fmt: skip
+OPTIONS |= {"skill_localization": {"passes": 1, "num_examples": 4}, "linear_probe": {"num_examples": 6},
+            "conjugate_prompting": {"num_examples": 2}, "tuco": {"num_examples": 2}}  # fmt: skip
+LOOKED_AT = [
+    *((name, "llama", "float32") for name in TUNERS if name != "frozen"),
+    *(("lora", other, "float32") for other in tiny.ARCHITECTURES if other != "llama"),
+    ("frozen", "bert", "float32"),
+    ("full", "t5", "bfloat16"),
+    ("lora", "llama", "bfloat16"),
+]
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("name", "architecture"), LOOKED_AT)
+@pytest.mark.parametrize(("name", "architecture", "precision"), LOOKED_AT)
 def test_diagnostics_change_no_bit(name, architecture, precision, tmp_path):
     plain = train(tmp_path / "plain", methods_with(name), architecture, precision=precision)
-    how = {"precision": precision, "diagnostics": LOOKING}
+    how = {"precision": precision, "diagnostics": tuple(map(made, discover.names("diagnostics")))}
     looked = train(tmp_path / "looked", methods_with(name), architecture, **how)
     assert record(looked.folder) == record(plain.folder)
     told = json.loads((looked.folder / "stages" / "002-farm" / "diagnostics.json").read_text())["diagnostics"]
