@@ -24,7 +24,7 @@ from torch import Tensor
 from lifelong.core.axes import Analytic
 from lifelong.core.settings import Range
 from lifelong.core.state import State
-from lifelong.numerics import class_sums
+from lifelong.numerics import class_sums, discriminant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,27 +59,4 @@ class FsaLda(Analytic):
 
     def head(self, state: State, num_labels: int) -> tuple[Tensor, Tensor]:
         counts, sums = (class_sums.padded(state[name], num_labels) for name in ("counts", "sums"))
-        seen, means = counts > 0, class_sums.means(counts, sums)
-        weight = self._solved(self._covariance(state), means.T).T
-        shares = torch.where(seen, counts if self.priors == "counts" else torch.ones_like(counts), 1.0)
-        prior = (shares / shares[seen].sum()).log()
-        bias = prior - (means * weight).sum(1) / 2
-        return weight, bias.masked_fill(~seen, class_sums.NEVER)
-
-    def _covariance(self, state: State) -> Tensor:
-        """(H, H), shrunk."""
-        counts, sums, squares = state["counts"], state["sums"], state["squares"]
-        free = float(counts.sum()) - float((counts > 0).sum())
-        identity = torch.eye(len(squares), dtype=squares.dtype, device=squares.device)
-        if free <= 0:
-            return identity
-        within = (squares - sums.T @ class_sums.means(counts, sums)) / free
-        size = within.trace() / len(within)
-        if not size > 0:
-            return identity
-        return (1 - self.shrinkage) * within + self.shrinkage * size * identity
-
-    def _solved(self, covariance: Tensor, right: Tensor) -> Tensor:
-        if self.shrinkage:
-            return torch.linalg.solve(covariance, right)
-        return torch.linalg.pinv(covariance, hermitian=True) @ right
+        return discriminant.head(counts, sums, state["squares"], self.shrinkage, self.priors == "equal")

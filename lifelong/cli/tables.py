@@ -39,7 +39,7 @@ def print_runs(folders: list[Path], page: Path, as_json: bool) -> None:
     """One line per run: what was learned, lost and kept, and what it cost."""
     runs = [read_run(folder) for folder in folders]
     if as_json:
-        keep = ("folder", "config", "summary", "costs", "evaluations", "guards")
+        keep = ("folder", "config", "summary", "costs", "evaluations", "diagnostics", "guards")
         print(json.dumps({"report": str(page), "runs": [{k: run[k] for k in keep} for run in runs]}))
         return
     from rich.console import Console

@@ -142,6 +142,7 @@ class Tuner(Active):
     persistent: ClassVar[bool] = True  # a parameter's name means the same weight in every stage
     has_subspaces: ClassVar[bool] = False  # answers `subspaces`
     trains_base: ClassVar[bool] = False  # base weights move, so they are kept in float32
+    rewrites_base: ClassVar[bool] = False  # a hook writes base weights, though no step trains them
     folds: ClassVar[bool] = True  # `fold` leaves a plain transformers model
     grows: ClassVar[bool] = False  # parameters may appear, grow or go in any hook
     interpolates: ClassVar[bool] = False  # `interpolate` leaves a share of the stage's update
@@ -348,7 +349,7 @@ class Diagnostic(Method):
     """Looks inside after a stage; changes nothing. `context.examples` are the stage's training rows;
     `context.history` the evaluations up to now, oldest first, those inside stages included: dicts
     {"stage": index, "step": optimiser steps made in it, "values": {set: figure, more is better}} of
-    the sets whose stage has begun.
+    the sets whose stage has begun. `context.stream` has all stages, with the rows of earlier ones.
     """
 
     title: ClassVar[str] = ""

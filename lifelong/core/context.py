@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import nn
 
 from lifelong.core.model import Model
 from lifelong.core.state import State
@@ -13,6 +13,7 @@ from lifelong.core.values import Batch, Example, Outputs, Params
 
 if TYPE_CHECKING:
     from lifelong.core.axes import Objective, Tuner
+    from lifelong.core.stream import Stream
 
 
 @dataclass(kw_only=True)
@@ -44,10 +45,16 @@ class Context:
     examples: Sequence[Example] = ()  # the stage's encoded training rows
     labels: Sequence[str] = ()  # of the stage, where it has a closed set
     objectives: Sequence["Objective"] = ()  # of the stages, by index
-    base: Mapping[str, Tensor] = field(default_factory=dict)  # weights before the first stage, by name
+    base: nn.Module | None = None  # the network before the first stage, for diagnostics that ask; read only
+    stream: "Stream | None" = None  # all stages, for diagnostics alone
     history: Sequence[Mapping[str, Any]] = ()  # evaluations so far, see `Diagnostic`
     batches: Callable[[Sequence[Example]], Iterator[Batch]] | None = (
         None  # collates in the given order, on the device
     )
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext  # the run's compute type
     forget_moments: Callable[[], None] = lambda: None  # the optimiser begins anew; in `after_update`
+
+    @property
+    def routed(self) -> bool:
+        """Is what the tuner adds chosen by row, so that there is no single weight that it changes?"""
+        return self.tuner is not None and not self.tuner.folds

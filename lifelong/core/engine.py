@@ -27,6 +27,7 @@ from lifelong.core.plan import Plan
 from lifelong.core.stop import Stop, interruptible
 from lifelong.core.stream import Stage, Stream
 from lifelong.errors import UserError
+from lifelong.numerics.twin import twin
 from lifelong.store.checkpoint import broken
 from lifelong.store.run import Position, RunFolder
 
@@ -75,7 +76,8 @@ def train(
         accelerator.init_trackers(folder.path.name)
     life = Life(model, stream, methods, settings.seed, settings.precision, accelerator)
     if any(each.needs_base for each in settings.diagnostics):
-        life.base = {n: p.detach().cpu().clone() for n, p in model.network.named_parameters()}
+        moves = methods.tuner.trains_base or methods.tuner.rewrites_base
+        life.base = twin(model.network, share=not moves)
     with interruptible(life.agreed) as stop:
         judge = partial(judge_row, folder=folder, settings=settings, listen=listen, stop=stop)
         position = folder.latest()
@@ -127,10 +129,10 @@ def catch_up(
 def past(life: Life, folder: RunFolder, row: int) -> Life:
     """The life as it was after an earlier stage, in a copy of a model that has no methods attached."""
     model = replace(life.model, network=copy.deepcopy(life.network))
-    twin = Life(model, life.stream, life.methods, life.seed, life.precision, life.accelerator)
-    twin.base = life.base
-    twin.restore(folder, folder.end(row - 1))
-    return twin
+    earlier = Life(model, life.stream, life.methods, life.seed, life.precision, life.accelerator)
+    earlier.base = life.base
+    earlier.restore(folder, folder.end(row - 1))
+    return earlier
 
 
 def tell(folder: RunFolder, listen: Listener) -> None:

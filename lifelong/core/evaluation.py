@@ -191,7 +191,7 @@ def diagnose(
 ) -> dict[str, Any]:
     """What every diagnostic says of the model as it stands."""
     life.ensure_rows()
-    context = replace(life.context(boundary=True), history=evaluations)
+    context = replace(life.context(boundary=True), history=evaluations, stream=life.stream)
     found = []
     for each in diagnostics:
         with evaluating(life.network), life.serving():

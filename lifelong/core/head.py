@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lifelong.core.axes import Answer, Batch, Encoded, Example, Outputs, Row
 from lifelong.core.encoding import inputs, pad_token, place
 from lifelong.core.labelled import BATCH_TOKENS, bare, batches_by_length, judging
-from lifelong.core.model import Model, kind_of
+from lifelong.core.model import Kind, Model, kind_of
 from lifelong.errors import UserError, nearest
 
 NAME = "lifelong_head"  # attribute of the network that holds it
@@ -91,12 +91,17 @@ def features(network: nn.Module, batch: Batch, pooling: Pooling) -> Tensor:  # (
     given = {key: batch[key] for key in ("input_ids", "attention_mask", "pixel_values") if key in batch}
     mask = batch.get("attention_mask")  # (B, L), right padded
     if kind == "decoder":
-        hidden = network.base_model(**given, use_cache=False).last_hidden_state
+        return pooled(network.base_model(**given, use_cache=False).last_hidden_state, mask, kind, pooling)
+    body = network.get_encoder() if kind == "encoder_decoder" else network.base_model
+    return pooled(body(**given).last_hidden_state, mask, kind, pooling)
+
+
+def pooled(hidden: Tensor, mask: Tensor | None, kind: Kind, pooling: Pooling = "auto") -> Tensor:
+    """(B, H) of (B, L, H); `mask` (B, L) where rows are padded."""
+    if kind == "decoder":
         if mask is None:
             return hidden[:, -1]
         return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
-    body = network.get_encoder() if kind == "encoder_decoder" else network.base_model
-    hidden = body(**given).last_hidden_state
     if pooling == "cls" or (pooling == "auto" and kind == "vision"):
         return hidden[:, 0]
     if mask is None:

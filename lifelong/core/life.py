@@ -71,7 +71,7 @@ class Life:
         self.ranges: list[range] = []  # of the pool, by part
         self.held: list[list[Item]] = []  # rows that only measure, by part
         self.own, self.steps_before, self.truncated = 0, 0, 0  # first own row of the pool; earlier steps
-        self.base: dict[str, Tensor] = {}  # weights before the first stage, for diagnostics that ask
+        self.base: nn.Module | None = None  # the network before the first stage, where a diagnostic asks
         self.objectives = [task.objective for task in self.tasks]
         self.actors = methods.actors()
         self.states: dict[str, states.State] = {}

@@ -5,14 +5,14 @@ one (a text that is learned from its start on) its first tokens are shown, as ma
 choice among T experts tells at most log T nats of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lifelong.core.axes import Answer, Example, Objective, Row
+from lifelong.core.axes import Answer, Batch, Example, Objective, Row
 from lifelong.core.encoding import IGNORED, inputs
-from lifelong.core.model import Model
+from lifelong.core.model import Model, kind_of
 from lifelong.errors import UserError
 from lifelong.numerics import pairs
 
@@ -32,13 +32,27 @@ def shown(example: Example, model: Model, num_tokens: int) -> Tensor | list[int]
 
 def features(examples: Sequence[Example], model: Model, num_tokens: int) -> Tensor:
     """(n, H) float32 on the CPU: mean of the base's last hidden states over what each example shows."""
-    seen, found = [shown(example, model, num_tokens) for example in examples], []
+    found = batches(examples, model, num_tokens)
+    return torch.cat([pairs.base_features(model.network, **batch).float().cpu() for batch in found])
+
+
+def batches(examples: Sequence[Example], model: Model, num_tokens: int) -> Iterator[Batch]:
+    """What the examples show, some rows at a time."""
+    seen = [shown(example, model, num_tokens) for example in examples]
     for start in range(0, len(seen), ROWS_AT_ONCE):
         some = seen[start : start + ROWS_AT_ONCE]
         batch = {"pixel_values": torch.stack(some)} if model.kind == "vision" else inputs(some, model)
-        batch = {key: value.to(model.device) for key, value in batch.items()}
-        found.append(pairs.base_features(model.network, **batch).float().cpu())
-    return torch.cat(found)
+        yield {key: value.to(model.device) for key, value in batch.items()}
+
+
+def read(network: nn.Module, batch: Batch) -> None:
+    """One pass over what is shown, for hooks to look at; an encoder-decoder begins to answer."""
+    kind = kind_of(network)
+    if kind == "encoder_decoder":
+        first = network.prepare_decoder_input_ids_from_labels(batch["input_ids"][:, :1])  # (B, 1)
+        network(**batch, decoder_input_ids=first, use_cache=False)
+    else:
+        network.base_model(**batch, **({"use_cache": False} if kind == "decoder" else {}))
 
 
 def of_rows(objective: Objective, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> list[Example]:

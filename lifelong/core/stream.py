@@ -141,6 +141,28 @@ class Stream:
         columns = zip(self.columns(), gone, strict=True)
         return [each.name for (task, each), e in columns if task < row and (e is None or e >= row)]
 
+    def known(self, row: int) -> list[EvalSet]:
+        """Those sets and the general ones."""
+        names = self.current(row)
+        return [*(each for _, each in self.columns() if each.name in names), *self.general]
+
+    def tasks(self, row: int) -> list["Stage"]:
+        """What the first `row` stages teach and do not erase again: their parts, where stages were joined."""
+        taught = [stage for stage in self.stages[:row] if stage.erases is None]
+        gone, found = self.gone(row), []
+        for part in (part for stage in taught for part in (stage.parts or (stage,))):
+            rows = [each for i, each in enumerate(part.rows) if i not in gone.get(part.name, ())]
+            found.append(replace(part, rows=rows))
+        return [each for each in found if each.rows]
+
+    def gone(self, row: int | None = None) -> dict[str, set[int]]:
+        """Places of the rows that the first `row` stages erase, by the stage that taught them."""
+        found: dict[str, set[int]] = {}
+        for stage in self.stages[:row]:
+            if stage.erases is not None:
+                found.setdefault(stage.erases.stage, set()).update(stage.erases.places)
+        return found
+
     def labels(self, stages: int | None = None) -> tuple[str, ...]:
         """All labels of the first `stages` stages, in the order in which they appear."""
         return tuple(dict.fromkeys(label for stage in self.stages[:stages] for label in stage.labels))
@@ -152,10 +174,7 @@ def without_erased(stream: Stream) -> Stream:
     The columns stay. Those of a stage that has no row left go to a neighbour, since no model is
     trained that is theirs.
     """
-    gone: dict[str, set[int]] = {}
-    for stage in stream.stages:
-        if stage.erases is not None:
-            gone.setdefault(stage.erases.stage, set()).update(stage.erases.places)
+    gone = stream.gone()
     kept: list[Stage] = []
     homeless: tuple[EvalSet, ...] = ()
     for stage in stream.stages:

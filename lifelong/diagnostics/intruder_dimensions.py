@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lifelong.core.axes import Context, Diagnostic
 from lifelong.core.settings import Range
@@ -41,12 +41,12 @@ class IntruderDimensions(Diagnostic):
     threshold: Annotated[float, Range(0, 1)] = 0.5  # cosine below which a direction is new
 
     def measure(self, context: Context) -> dict[str, float]:
-        counts, skipped = [], 0
+        counts, skipped, bases = [], 0, dict(context.base.named_parameters())
         for name, module in low_rank.linear_modules(context.model.network).items():
-            base = context.base.get(f"{name}.weight")
+            base = bases.get(f"{name}.weight")
             if base is None:
                 continue
-            tuned = matrix_of(module)
+            tuned = low_rank.matrix_of(module, context.routed)
             if tuned is None:
                 skipped += 1
                 continue
@@ -64,20 +64,3 @@ def intruders(original: Tensor, tuned: Tensor, top: int, threshold: float) -> in
     new = torch.linalg.svd(tuned.float(), full_matrices=False)[0][:, :top]
     old = torch.linalg.svd(original.float(), full_matrices=False)[0]
     return int(((old.T @ new).abs().amax(0) < threshold).sum())
-
-
-@torch.no_grad()
-def matrix_of(module: nn.Module) -> Tensor | None:
-    """(out, in) float32 of what a linear module computes with its hooks; None where that is not linear."""
-    inside, _ = low_rank.dimensions(module)
-    identity = torch.eye(inside, dtype=module.weight.dtype, device=module.weight.device)
-    zero = module(torch.zeros_like(identity[:1])).float()
-    found = module(identity).float() - zero
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(4, inside, generator=generator).to(identity)
-    given = module(probe).float() - zero
-    expected = probe.float() @ found
-    limit = 1e-3 if module.weight.dtype == torch.float32 else 3e-2
-    if (given - expected).norm() > limit * expected.norm().clamp(min=1e-30):
-        return None
-    return found.T

@@ -4,10 +4,8 @@ Where both updates are of low rank the difference is theirs, one module at a tim
 rounding of the weights: norm and rank follow from the thin factors. Otherwise both models are made
 plain and compared tensor by tensor; then two models are held.
 
-    norm             Frobenius norm of the difference
-    relative         norm / norm of the untrained weight
-    effective_rank   exp of the entropy of the singular values' shares; None for vectors
-    moved            share of the entries that differ
+The figures are those of numerics.change; `relative` is to the untrained weight, and `effective_rank` None
+for vectors.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +18,7 @@ from lifelong.core.axes import LowRank
 from lifelong.errors import UserError
 from lifelong.models import restore
 from lifelong.models.heads import NAME as HEAD
-from lifelong.numerics.spectrum import effective_rank
+from lifelong.numerics.change import Sizes, figures, sizes_of, told
 from lifelong.store.node import Node
 
 
@@ -38,7 +36,7 @@ def movement(left: Node, right: Node) -> dict[str, Any]:
     saved = [restore.read_run(node.home, node.stage) if node.row else None for node in (left, right)]
     known = next((each for each in saved if each is not None), None)
     if known is None:
-        return _told([], {})
+        return told([], {})
     bases = {_base(node, each) for node, each in zip((left, right), saved, strict=True)}
     if len(bases) > 1:
         raise UserError(
@@ -46,7 +44,7 @@ def movement(left: Node, right: Node) -> dict[str, Any]:
             "no weight has a partner."
         )
     base = dict(restore.base_of(known).network.named_parameters())
-    sizes = {name: (float(value.detach().float().norm()), value.numel()) for name, value in base.items()}
+    sizes = sizes_of(base)
     del base
     low = all(each is None or _is_low_rank(each) for each in saved)
     before, after = (_weights(each, known, low) for each in saved)
@@ -54,7 +52,7 @@ def movement(left: Node, right: Node) -> dict[str, Any]:
         low = False
         before, after = (_weights(each, known, low) for each in saved)
     changes = _low_rank_changes(before, after) if low else _plain_changes(before.plain, after.plain)
-    return _told([_figures(name, *change, sizes) for name, *change in changes], sizes)
+    return told([_figures(name, moved, known, sizes) for name, moved, known in changes], sizes)
 
 
 def _base(node: Node, saved: restore.Saved | None) -> str:
@@ -124,49 +122,9 @@ def _plain_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) ->
         yield name, change, None
 
 
-def _figures(
-    name: str, change: Tensor, singular: Tensor | None, sizes: Mapping[str, tuple[float, int]]
-) -> dict[str, Any]:
-    if singular is None and change.dim() == 2 and change.any():
-        short = change if change.shape[0] <= change.shape[1] else change.T
+def _figures(name: str, moved: Tensor, singular: Tensor | None, sizes: Sizes) -> dict[str, Any]:
+    if singular is None and moved.dim() == 2 and moved.any():
+        short = moved if moved.shape[0] <= moved.shape[1] else moved.T
         gram = short.double() @ short.double().T
         singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
-    norm, whole = float(change.double().norm()), sizes.get(name, (0.0, change.numel()))[0]
-    return {
-        "name": name, "size": change.numel(), "norm": norm, "relative": norm / whole if whole else None,
-        "effective_rank": effective_rank(singular) if singular is not None and change.any() else None,
-        "moved": float((change != 0).float().mean()) if change.numel() else 0.0,
-    }  # fmt: skip
-
-
-def layer_of(name: str) -> str:
-    """The block that a parameter lies in: its name up to the first number, or all of it."""
-    parts = name.split(".")
-    number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return ".".join(parts[: number + 1]) if number is not None else name
-
-
-def _told(found: list[dict[str, Any]], sizes: Mapping[str, tuple[float, int]]) -> dict[str, Any]:
-    layers: dict[str, list[dict[str, Any]]] = {}
-    for each in found:
-        layers.setdefault(layer_of(each["name"]), []).append(each)
-    return {
-        "parameters": found,
-        "layers": [_sum(name, members, sizes) for name, members in layers.items()],
-        "total": _sum("all", found, sizes),
-    }
-
-
-def _sum(name: str, members: list[dict[str, Any]], sizes: Mapping[str, tuple[float, int]]) -> dict[str, Any]:
-    """Of a layer: norms add in squares, ranks are averaged over its matrices, `moved` is of all entries."""
-    norm = sum(each["norm"] ** 2 for each in members) ** 0.5
-    inside = {key: each for key, each in sizes.items() if name == "all" or layer_of(key) == name}
-    whole = sum(value**2 for value, _ in inside.values()) ** 0.5
-    entries = {key: each for key, (_, each) in inside.items()} | {m["name"]: m["size"] for m in members}
-    size = sum(entries.values())
-    ranks = [each["effective_rank"] for each in members if each["effective_rank"]]
-    return {
-        "name": name, "size": size, "norm": norm, "relative": norm / whole if whole else None,
-        "effective_rank": sum(ranks) / len(ranks) if ranks else None,
-        "moved": sum(each["moved"] * each["size"] for each in members) / size if size else 0.0,
-    }  # fmt: skip
+    return figures(name, moved, sizes, singular)

@@ -7,7 +7,7 @@ Factors are float32; under autocast the products run in the compute type.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -138,3 +138,49 @@ def add_to_weight(
     update = update.T if isinstance(module, Conv1D) else update
     start = module.weight if base is None else base
     module.weight.copy_((start.float() + update.to(start.device)).to(module.weight.dtype))
+
+
+@torch.no_grad()
+def matrix_of(module: nn.Module, routed: bool = False) -> Tensor | None:
+    """(out, in) float32 of what a linear module computes with its hooks; None where that is not linear, or
+    where hooks are `routed`, so that they cannot be asked about single rows. The weight itself, to the
+    bit, where they add nothing.
+    """
+    if routed and module._forward_hooks:
+        return None
+    inside, _ = dimensions(module)
+    weight = (module.weight if isinstance(module, Conv1D) else module.weight.T).detach().float()  # (in, out)
+    identity = torch.eye(inside, dtype=module.weight.dtype, device=module.weight.device)
+    at_zero = _added(module, torch.zeros_like(identity[:1]))
+    found = weight + (_added(module, identity) - at_zero)
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(4, inside, generator=generator).to(identity)
+    given = probe.float() @ weight + _added(module, probe) - at_zero
+    expected = probe.float() @ found
+    limit = 1e-3 if module.weight.dtype == torch.float32 else 3e-2
+    if (given - expected).norm() > limit * expected.norm().clamp(min=1e-30):
+        return None
+    return found.T
+
+
+def computed_weights(
+    network: nn.Module, names: Iterable[str], routed: bool = False
+) -> dict[str, Tensor | None]:
+    """Those weights of the network, laid out as they are stored; of a linear module what it computes with
+    its hooks, None where that is not linear. A name that the network lacks is left out.
+    """
+    modules, now = linear_modules(network), dict(network.named_parameters())
+    found: dict[str, Tensor | None] = {}
+    for name in names:
+        owner, _, kind = name.rpartition(".")
+        if owner in modules and kind == "weight":
+            matrix = matrix_of(modules[owner], routed)
+            found[name] = matrix.T if matrix is not None and isinstance(modules[owner], Conv1D) else matrix
+        elif name in now:
+            found[name] = now[name].detach()
+    return found
+
+
+def _added(module: nn.Module, inputs: Tensor) -> Tensor:
+    """What hooks add to the module's own output."""
+    return module(inputs).float() - module.forward(inputs).float()

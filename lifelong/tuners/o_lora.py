@@ -38,6 +38,7 @@ class OLora(Tuner):
         "resumes bit for bit",
     )
     persistent: ClassVar[bool] = False
+    rewrites_base: ClassVar[bool] = True  # the weight holds the sum of finished updates
     has_subspaces: ClassVar[bool] = True
     interpolates: ClassVar[bool] = True
     starts_at_zero: ClassVar[bool] = True

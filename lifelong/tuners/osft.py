@@ -51,6 +51,7 @@ class Osft(Tuner):
         "importance equals the mean cosine of each row alone without padding",
     )
     persistent: ClassVar[bool] = False
+    rewrites_base: ClassVar[bool] = True  # the strong part of a weight stands in its place
 
     train: Literal["factors", "whole"] = "factors"  # the code's projection, or the paper's
     project_update: bool = True  # project weights after each step too; False: gradients only, as published

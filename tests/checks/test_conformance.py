@@ -5,6 +5,7 @@ documents itself. A method that cannot take part in a check is named beside it w
 """
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ class Killed(Exception):
     pass
 
 
-def train(folder, methods, architecture="llama", kill_at=None, model=None):
+def train(folder, methods, architecture="llama", kill_at=None, model=None, **how):
     """Run the small stream; `kill_at` (stage, step) stops the process there, before it can save."""
 
     def listen(event):
@@ -75,7 +76,7 @@ def train(folder, methods, architecture="llama", kill_at=None, model=None):
             raise Killed
 
     stream = tiny_stream.stream(vision=architecture == "vit", general=architecture in ("llama", "gpt2"))
-    settings = Settings(checkpoint_seconds=0.0)
+    settings = Settings(checkpoint_seconds=0.0, **how)
     model = model or saved_base(folder.parent, architecture)
     return launch.run(model, stream, methods, output=folder, settings=settings, listen=listen)
 
@@ -209,6 +210,42 @@ def test_exports_to_plain_transformers(name, architecture, tmp_path):
         again = restore.load(tmp_path / "exported").network.lifelong_head
         assert torch.equal(again.weight, model.network.lifelong_head.weight)
         assert again.labels == model.network.lifelong_head.labels
+
+
+@pytest.mark.parametrize("name", TUNERS)
+def test_base_weights_stand_still_where_a_tuner_says_so(name, tmp_path):
+    """Then the pretrained network that diagnostics compare with is a second tree over the same memory."""
+    model = tiny.model("bert")
+    seen = {n: p.detach() for n, p in model.network.named_parameters()}
+    before = {n: p.clone() for n, p in seen.items()}
+    train(tmp_path / "run", methods_with(name), "bert", model=model)
+    moved = not all(torch.equal(seen[n], before[n]) for n in seen)
+    assert moved == (made(name).trains_base or made(name).rewrites_base)
+
+
+OPTIONS |= {"skill_localization": {"passes": 1, "num_examples": 4}, "linear_probe": {"num_examples": 6},
+            "conjugate_prompting": {"num_examples": 2}, "tuco": {"num_examples": 2}}  # fmt: skip
+LOOKED_AT = [
+    *((name, "llama", "float32") for name in TUNERS if name != "frozen"),
+    *(("lora", other, "float32") for other in tiny.ARCHITECTURES if other != "llama"),
+    ("frozen", "bert", "float32"),
+    ("full", "t5", "bfloat16"),
+    ("lora", "llama", "bfloat16"),
+]
+
+
+@pytest.mark.parametrize(("name", "architecture", "precision"), LOOKED_AT)
+def test_diagnostics_change_no_bit(name, architecture, precision, tmp_path):
+    plain = train(tmp_path / "plain", methods_with(name), architecture, precision=precision)
+    how = {"precision": precision, "diagnostics": tuple(map(made, discover.names("diagnostics")))}
+    looked = train(tmp_path / "looked", methods_with(name), architecture, **how)
+    assert record(looked.folder) == record(plain.folder)
+    told = json.loads((looked.folder / "stages" / "002-farm" / "diagnostics.json").read_text())["diagnostics"]
+    assert [each["id"] for each in told] == list(discover.names("diagnostics"))
+    figures = {each["id"]: each["figures"] for each in told}
+    assert all(math.isfinite(value) for each in figures.values() for value in each.values())
+    assert (figures["drift"]["weights all"] > 0) == (name != "frozen" and made(name).folds)
+    assert (figures["tuco"]["sky"] > 0) == (name != "frozen")
 
 
 LOW_RANK = ("lora", "o_lora", "eva", "i_lora", "lcia", "migu_lora", "triadaptlora")

@@ -5,7 +5,7 @@ import tiny
 import torch
 from looking import context_of
 
-from lifelong.diagnostics.intruder_dimensions import IntruderDimensions, intruders, matrix_of
+from lifelong.diagnostics.intruder_dimensions import IntruderDimensions, intruders
 from lifelong.numerics import low_rank
 from lifelong.tuners.lora import Lora
 
@@ -59,7 +59,7 @@ def test_the_matrix_is_what_the_module_computes():
     module = model.network.transformer.h[0].mlp.c_fc
     module.lora_B.weight.data.normal_()
     expected = module.weight.T + 8.0 * module.lora_B.weight @ module.lora_A.weight
-    torch.testing.assert_close(matrix_of(module), expected.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(low_rank.matrix_of(module), expected.detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_a_module_that_is_not_linear_is_left_out():

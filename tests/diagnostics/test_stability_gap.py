@@ -1,5 +1,6 @@
 """The stability gap: a hand-made curve, and runs that are evaluated in the midst of a stage."""
 
+import html
 import json
 
 import pytest
@@ -8,10 +9,9 @@ import tiny_stream
 from looking import context_of
 
 from lifelong import launch
+from lifelong.core import discover
 from lifelong.core.axes import Context
 from lifelong.core.engine import Settings
-from lifelong.diagnostics.intruder_dimensions import IntruderDimensions
-from lifelong.diagnostics.rankme import Rankme
 from lifelong.diagnostics.stability_gap import StabilityGap
 from lifelong.tuners.full import Full
 from lifelong.tuners.lora import Lora
@@ -73,7 +73,8 @@ def train(folder, kill_at=None, tuner=None, **settings):
     return [{k: v for k, v in line.items() if k not in ("seconds", "checksum")} for line in log], kept
 
 
-ALL = (Rankme(), IntruderDimensions(), StabilityGap())
+FEW = {"skill_localization": {"passes": 1, "num_examples": 4}, "conjugate_prompting": {"num_examples": 2}}
+ALL = tuple(discover.load(n, "diagnostics")(**FEW.get(n, {})) for n in discover.names("diagnostics"))
 
 
 def test_looking_changes_nothing_and_evaluations_are_logged(tmp_path):
@@ -89,9 +90,9 @@ def test_looking_changes_nothing_and_evaluations_are_logged(tmp_path):
         )
         assert left == right
     assert [each["stage"] for each in found] == ["sky", "farm"]
-    assert [each["id"] for each in found[1]["diagnostics"]] == [
-        "rankme", "intruder_dimensions", "stability_gap"]  # fmt: skip
-    assert "min_accuracy" in found[1]["diagnostics"][2]["figures"]
+    told = {each["id"]: each["figures"] for each in found[1]["diagnostics"]}
+    assert list(told) == list(discover.names("diagnostics")) and all(told.values())
+    assert "min_accuracy" in told["stability_gap"]
 
 
 @pytest.mark.parametrize("tuner", [Lora(rank=2), Full()], ids=["lora", "full"])
@@ -104,19 +105,26 @@ def test_a_resumed_run_finds_the_same(kill_at, tuner, tmp_path):
     assert train(tmp_path / "killed", **how) == whole
 
 
-def test_a_stream_file_names_them_and_the_report_shows_them(tmp_path):
+def test_a_stream_file_names_them_and_the_report_shows_them(tmp_path, capsys):
+    from lifelong.cli.tables import print_runs
     from lifelong.report import write_report
     from lifelong.streams import config
 
     base = tiny.model("llama")
     base.network.save_pretrained(tmp_path / "base")
     base.processor.save_pretrained(tmp_path / "base")
-    more = {"diagnostics": ["stability_gap", {"rankme": {"num_examples": 8}}], "evaluate_steps": 1}
+    others = [name for name in discover.names("diagnostics") if name != "rankme"]
+    more = {"diagnostics": [*others, {"rankme": {"num_examples": 8}}], "evaluate_steps": 1}
     folder = tiny_stream.project(tmp_path, tmp_path / "base", **more)
     chosen = config.read(folder / "stream.yaml", [f"output={tmp_path / 'out'}"])
     assert config.parse(chosen.resolved(), "again").resolved() == chosen.resolved()
     (run,) = launch.run_config(chosen, folder)
     text = write_report([run.folder], tmp_path / "report.html").read_text()
     assert "Effective rank of features" in text and "Stability gap" in text and "min accuracy" in text
+    titles = [discover.load(name, "diagnostics").title for name in discover.names("diagnostics")]
+    assert all(html.escape(title) in text for title in titles)
+    print_runs([run.folder], tmp_path / "report.html", as_json=True)
+    (told,) = json.loads(capsys.readouterr().out)["runs"]
+    assert [each["title"] for each in told["diagnostics"][0]["diagnostics"]][:2] == titles[:2]
     plain = write_report([run.folder], tmp_path / "again.html").read_text()
     assert plain == text and text.count("<h3>Diagnostics</h3>") == 1
