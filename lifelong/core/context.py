@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lifelong.core.model import Model
 from lifelong.core.state import State
@@ -36,9 +36,7 @@ class Context:
     batch: Batch | None = None  # the current step's
     outputs: Outputs | None = None  # of the current batch, with gradient
     features: Tensor | None = None  # (N, H) what `outputs` were decided on, where a penalty `needs_features`
-    layers: Mapping[str, Tensor] | None = (
-        None  # (B, L, H) what each layer gave, where the tuner `needs_layers`
-    )
+    layers: Mapping[str, Tensor] | None = None  # of each (B, L, H), where the tuner `needs_layers`
     tasks: tuple[int, ...] = ()  # of the current batch: index of the stage that each row came from
     loss: float | None = None  # of the step's rows, nats per labelled position, once it is known:
     # in `after_backward`, terms on weights, `before_update` and `after_update`

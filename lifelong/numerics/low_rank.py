@@ -53,9 +53,19 @@ def dimensions(module: nn.Module) -> tuple[int, int]:
     return (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
 
 
+class Up(nn.Linear):
+    """From few to many, without bias. Two slopes of the product are two to three times as fast on a CPU
+    where the few lie in rows; copying them so costs next to nothing.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:  # (..., r) -> (..., out)
+        return inputs @ self.weight.t().contiguous()
+
+
 def factor(rows: int, columns: int, device: torch.device) -> nn.Linear:
     """A bias-free linear module of float32 zeros that maps `columns` to `rows`."""
-    made = nn.utils.skip_init(nn.Linear, columns, rows, bias=False, device=device, dtype=torch.float32)
+    kind = Up if rows > columns else nn.Linear
+    made = nn.utils.skip_init(kind, columns, rows, bias=False, device=device, dtype=torch.float32)
     nn.init.zeros_(made.weight)
     return made
 
