@@ -14,15 +14,21 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lifelong.errors import UserError
+from lifelong.store.configuration import configuration
+from lifelong.store.content import digest
 from lifelong.store.files import write_json
 from lifelong.store.run import UNTRAINED
 from lifelong.streams import build
 from lifelong.streams.bench_file import Bench, Cell
+
+if TYPE_CHECKING:
+    from lifelong.core.stream import Stream
 
 FAILED = "failed.json"
 CLOSING_SECONDS = 5.0
@@ -60,23 +66,44 @@ def run(bench: Bench, listen: Callable[[Told], None] = lambda told: None) -> Non
 
 
 def check(bench: Bench) -> None:
-    """Raise UserError for a run that cannot work, before any is begun; weights are not read, and the rows
-    of a stream once.
+    """Raise UserError for a run that cannot work, or is finished with other settings or rows, before any is
+    begun; weights are not read, and the rows of a stream once.
     """
-    from lifelong.launch import planned
+    cells = {(each.label, each.order): each for each in bench.cells}.values()
+    for _, group in groupby(sorted(cells, key=_stream), _stream):
+        stream = None
+        for cell in group:
+            try:
+                stream = stream or build.stream(cell.chosen, bench.folder)
+                _check_cell(bench, cell, stream)
+            except UserError as error:
+                raise UserError(f"{cell.label}, order {cell.order}: {error}") from None
 
-    streams: dict[str, Any] = {}
-    for cell in {(each.label, each.order): each for each in bench.cells}.values():
-        try:
-            if cell.rows not in streams:
-                streams[cell.rows] = build.stream(cell.chosen, bench.folder)
-            planned(streams[cell.rows], build.methods(cell.chosen.method))
-        except UserError as error:
-            raise UserError(f"{cell.label}, order {cell.order}: {error}") from None
+
+def _stream(cell: Cell) -> str:
+    return digest(cell.chosen.resolved() | {"method": None})
+
+
+def _check_cell(bench: Bench, cell: Cell, stream: "Stream") -> None:
+    """All seeds of a method on one order of the stages."""
+    from lifelong import launch
+
+    methods = build.methods(cell.chosen.method)
+    stream = launch.planned(stream, methods)
+    done = [each for each in bench.cells if each[:2] == cell[:2] and finished(each)]
+    plan = launch.plan_of(stream, methods) if done else {}
+    for each in done:
+        made = configuration(each.folder)
+        other = [name for name, value in plan.items() if made.get(name) != value]
+        if other:
+            raise UserError(
+                f"{each.folder} is finished, with other settings or rows (it differs in {', '.join(other)}). "
+                "Remove it, or choose another `output`."
+            )
 
 
 def finished(cell: Cell) -> bool:
-    """Has it been made? A run of another configuration has not."""
+    """Has it been made?"""
     summary = cell.folder / "summary.json"
     try:
         return bool(json.loads(summary.read_text(encoding="utf-8"))["finished"])

@@ -237,23 +237,28 @@ def describe(
     model: Model, stream: Stream, methods: Methods, settings: Settings, record: dict[str, Any]
 ) -> dict[str, Any]:
     """What config.json says: enough to read a report, to export, and to know the run again."""
-    named = [(axis_of(part), part) for part in methods.parts]
-    about = {
+    about = _json({
         "name": record.get("name", "run"),
         "method_name": methods.name,
-        "methods": [{"axis": axis, "name": _id(m), "settings": asdict(m)} for axis, m in named],
-        "stream": methods.stream,
         "seed": settings.seed,
         "precision": settings.precision,
-        "candidates": stream.candidates,
         "model": {"name": model.name, "kind": model.kind, "fingerprint": model.fingerprint,
                   "parameters": sum(p.numel() for p in model.network.parameters()),
                   "source": record.get("model", {"name": model.name}) | model.notes.get("made", {})},
+    }) | plan_of(stream, methods)  # fmt: skip
+    return about | {"fingerprint": content.digest(about | {"name": None})}
+
+
+def plan_of(stream: Stream, methods: Methods) -> dict[str, Any]:
+    """What config.json says of the methods and the rows: all that is known without the model."""
+    named = [(axis_of(part), part) for part in methods.parts]
+    return _json({
+        "methods": [{"axis": axis, "name": _id(m), "settings": asdict(m)} for axis, m in named],
+        "stream": methods.stream,
+        "candidates": stream.candidates,
         "stages": [_about_stage(stage) for stage in stream.stages],
         "general": [_about_set(each) for each in stream.general],
-    }  # fmt: skip
-    about = _json(about)
-    return about | {"fingerprint": content.digest(about | {"name": None})}
+    })  # fmt: skip
 
 
 def _about_stage(stage: Stage) -> dict[str, Any]:

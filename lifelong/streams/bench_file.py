@@ -23,9 +23,10 @@ from lifelong.core.settings import Range
 from lifelong.errors import UserError, nearest
 from lifelong.store.content import digest
 from lifelong.streams import config, mistakes, overrides, plain_yaml
-from lifelong.streams.config import Part, RunConfig
+from lifelong.streams.config import Part, RunConfig, Training
 
 BOUNDS = ("sequential", "joint", "per_task")
+PACE = set(Training.model_fields) - {"objective"}  # changes what is learned, not what is judged
 OWN = ("method", "seed", "seeds", "output", "name")  # what the bench itself says of a run
 
 
@@ -80,7 +81,7 @@ class Cell(NamedTuple):
     seed: int
     chosen: RunConfig
     folder: Path  # of the run
-    rows: str  # digest of all but method and seed: equal where the same rows are trained and judged
+    rows: str  # digest of what the untrained model's figures follow from: all but method, pace and seed
 
 
 class Bench(NamedTuple):
@@ -128,7 +129,16 @@ def _cells(settings: BenchFile, content: dict[str, Any], output: Path, where: st
         for order, seed in _pairs(settings, len(orders), where):
             mine = chosen.model_copy(update={"stages": orders[order]})
             folder = output / label.replace(" ", "-") / f"order{order}-seed{seed}"
-            yield Cell(label, order, seed, mine, folder, digest(mine.resolved() | {"method": None}))
+            yield Cell(label, order, seed, mine, folder, _rows(mine))
+
+
+def _rows(chosen: RunConfig) -> str:
+    record = chosen.resolved() | {"method": None}
+    stages = [record["defaults"]] if chosen.named else record["stages"]
+    for stage in stages:
+        for key in PACE:
+            del stage[key]
+    return digest(record)
 
 
 def _listed(settings: BenchFile, chosen: RunConfig, where: str) -> list[Any]:

@@ -61,6 +61,38 @@ def test_runs_bounds_failures_and_resume(lifelong, bench, project):
     assert "l2/order0-seed1/report.html" in page and (first / "report.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"methods": {"l2": ["lora", {"l2": {"strength": 2.0}}]}}, "methods"),
+        ({"methods": {"l2": {"method": ["lora", "l2"], "changes": ["defaults.epochs=2"]}}}, "stages"),
+        ({}, "stages"),
+    ],
+    ids=["method", "budget", "rows"],
+)
+def test_a_finished_run_of_other_settings_or_rows_is_not_shown(lifelong, bench, project, changes, differs):
+    small = {"bounds": False, "seeds": [0], "methods": {"l2": ["lora", "l2"]}}
+    assert lifelong("bench", bench(**small)).status == 0
+    assert lifelong("bench", bench(**small)).status == 0
+    if not changes:
+        rows = (project / "sky.train.jsonl").read_text().splitlines()
+        (project / "sky.train.jsonl").write_text("\n".join(rows[1:]) + "\n")
+    said = lifelong("bench", bench(**small | changes))
+    assert said.status == 2 and "out/l2/order0-seed0 is finished, with other settings or rows" in said.err
+    assert f"differs in {differs}" in said.err
+
+
+def test_the_untrained_model_is_judged_once_for_all_paces_and_anew_for_other_rows(bench):
+    def rows(*changes):
+        methods = {"a": "lora", "b": {"method": "lora", "changes": list(changes)}}
+        found = bench_file.read(bench(methods=methods, bounds=False, seeds=[0])).cells
+        return found[0].rows == found[1].rows
+
+    assert rows("defaults.learning_rate=1", "defaults.epochs=3", "stages.sky.weight_decay=1")
+    assert not rows("stages.sky.eval.limit=2") and not rows("candidates=all")
+    assert not rows("stages.sky.objective={classification: {template: 'x {text}'}}")
+
+
 MISTAKES = {
     "unknown key": ({"methodz": {}}, ["unknown key `methodz`", "`methods`"]),
     "no method": ({"methods": {}}, ["methods: name at least one"]),

@@ -198,6 +198,8 @@ def test_overrides():
     assert (made.defaults.beta2, made.model.name, made.model.revision) == (0.99, "smollm2", "main")
     made = parse(["method.reservoir.size=7"], method="reservoir")
     assert made.method == [{"reservoir": {"size": 7}}]
+    listed = parse(["method.ewc.strength=7", "method.lora.rank=2"], method=["lora", {"ewc": {"decay": 0.5}}])
+    assert listed.method == [{"lora": {"rank": 2}}, {"ewc": {"decay": 0.5, "strength": 7}}]
     made = parse(["stages.0.eval.late.limit=8"], stage={"eval": {"early": "e.csv", "late": "l.csv"}})
     assert (made.stages[0].eval["late"].limit, made.stages[0].eval["early"].limit) == (8, None)
 
@@ -227,6 +229,11 @@ def test_overrides_do_not_change_what_was_passed():
 )
 def test_overrides_that_lead_nowhere(override, message):
     assert message in complaint([override])
+
+
+def test_an_override_of_a_method_that_is_not_there_names_those_that_are():
+    said = complaint(["method.ewcc.strength=1"], method=["lora", "ewc"])
+    assert "`method` has no item named `ewcc`. Did you mean `ewc`?" in said
 
 
 # mistakes
