@@ -207,7 +207,7 @@ def mean_losses(memory, folder):
 
 def test_it_forgets_what_was_asked_for_and_keeps_the_rest(tmp_path):
     held = mean_losses([Reservoir(size=48, fraction=2.0)], tmp_path / "held")
-    assert held["sky0"] > 4.0 and max(held[k] for k in ("sky1", "farm0", "farm1")) < 1.0, held
+    assert held["sky0"] > 4.0 and max(held[k] for k in ("sky1", "farm0", "farm1")) < 2.0, held  # nats
     alone = mean_losses([], tmp_path / "alone")
     assert alone["sky0"] > 4.0 and alone["sky1"] > 4.0, alone  # control: nothing holds its neighbour
 
