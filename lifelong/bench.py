@@ -1,24 +1,20 @@
-"""Runs the cells of a bench file on a pool of processes: resumes, skips what is done, and goes on
+"""Runs the cells of a bench file on a pool (see `pools`): resumes, skips what is done, and goes on
 where one fails.
 
-A process keeps the model that it has loaded and hands a copy to every run. Runs that differ in the
+A worker keeps the model that it has loaded and hands a copy to every run. Runs that differ in the
 method alone share the evaluation of the untrained model.
 """
 
 import copy
 import json
-import multiprocessing
-import os
-import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import groupby
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lifelong import pools
 from lifelong.errors import UserError
 from lifelong.store.configuration import configuration
 from lifelong.store.content import digest
@@ -31,7 +27,14 @@ if TYPE_CHECKING:
     from lifelong.core.stream import Stream
 
 FAILED = "failed.json"
-CLOSING_SECONDS = 5.0
+
+
+class Job(NamedTuple):
+    """What a worker is given."""
+
+    cell: Cell
+    untrained: Path | None  # evaluation of the untrained model, as another run made it
+    folder: Path  # that paths of the stream start from
 
 
 class Told(NamedTuple):
@@ -48,21 +51,20 @@ def run(bench: Bench, listen: Callable[[Told], None] = lambda told: None) -> Non
     """Make every run that is not finished; a run that fails is recorded and left."""
     check(bench)
     waiting = [cell for cell in bench.cells if not finished(cell)]
-    done = len(bench.cells) - len(waiting)
-    with pool(min(bench.settings.workers, len(waiting)), bench) as workers:
-        busy: dict[Connection, tuple[Cell, float]] = {}
-        while waiting or busy:
-            for worker in [each for each in workers if each.pipe not in busy]:
-                if waiting:
-                    cell = waiting.pop(0)
-                    worker.begin(cell, _untrained(bench, cell))
-                    busy[worker.pipe] = cell, time.monotonic()
-            for pipe in wait(list(busy)):
-                worker = next(each for each in workers if each.pipe is pipe)
-                (cell, begun), problem = busy.pop(pipe), worker.end()
-                done += 1
-                _record(cell, problem)
-                listen(Told(cell, done, len(bench.cells), time.monotonic() - begun, problem))
+    if not waiting:
+        return
+    chosen, done = bench.settings, len(bench.cells) - len(waiting)
+    begun: dict[Path, float] = {}  # by folder, when
+    with pools.opened(attempt, min(chosen.workers, len(waiting)), chosen.threads, chosen.ray) as pool:
+        while waiting or begun:
+            while waiting and pool.num_free:
+                cell = waiting.pop(0)
+                begun[cell.folder] = time.monotonic()
+                pool.begin(Job(cell, _untrained(bench, cell), bench.folder))
+            (cell, *_), problem = pool.end()
+            done += 1
+            _record(cell, problem)
+            listen(Told(cell, done, len(bench.cells), time.monotonic() - begun.pop(cell.folder), problem))
 
 
 def check(bench: Bench) -> None:
@@ -138,94 +140,22 @@ def _untrained(bench: Bench, cell: Cell) -> Path | None:
     return None
 
 
-# the processes -------------------------------------------------------------------------------
+# in a worker ---------------------------------------------------------------------------------
 
 
-class Worker:
-    """A process that makes one run after another; a new one takes the place of one that died."""
-
-    def __init__(self, bench: Bench) -> None:
-        self.bench = bench
-        self._start()
-
-    def _start(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(theirs, self.bench.folder), daemon=True)
-        with _environment(OMP_NUM_THREADS=str(self.bench.settings.threads)):  # read when torch is imported
-            self.process.start()
-        theirs.close()
-
-    def begin(self, cell: Cell, untrained: Path | None) -> None:
-        self.pipe.send((cell, untrained))
-
-    def end(self) -> str:
-        """The problem of the run that has ended, or an empty text."""
-        try:
-            return self.pipe.recv()
-        except EOFError:
-            self.process.join()
-            code = self.process.exitcode
-            self._start()
-            cause = signal.Signals(-code).name if code and code < 0 else f"exit status {code}"
-            return f"its process died ({cause}); it may have been too large for the memory"
-
-    def close(self) -> None:
-        self.pipe.close()
-        self.process.join(CLOSING_SECONDS)
-        if self.process.is_alive():
-            self.process.terminate()
-            self.process.join()
-
-
-@contextmanager
-def pool(number: int, bench: Bench) -> Iterator[list[Worker]]:
-    """`number` workers, closed at the end; what they had begun goes on at the next call."""
-    workers = [Worker(bench) for _ in range(number)]
+def attempt(job: Job, models: dict[str, Any]) -> str:
+    """Make a run; the problem, or an empty text."""
     try:
-        yield workers
-    finally:
-        for worker in workers:
-            worker.close()
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Inside, the environment that a new process gets."""
-    before = dict(os.environ)
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def serve(pipe: Connection, folder: Path) -> None:
-    """Make the runs that come through the pipe until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent closes the pipe
-    models: dict[str, Any] = {}
-    for cell, untrained in _received(pipe):
-        try:
-            make(cell, untrained, folder, models)
-            problem = ""
-        except UserError as error:
-            problem = str(error)
-        except Exception:
-            problem = traceback.format_exc(limit=-3)
-        pipe.send(problem)
-
-
-def _received(pipe: Connection) -> Iterator[tuple[Cell, Path | None]]:
-    while True:
-        try:
-            yield pipe.recv()
-        except EOFError:
-            return
+        make(*job, models)
+    except UserError as error:
+        return str(error)
+    except Exception:
+        return traceback.format_exc(limit=-3)
+    return ""
 
 
 def make(cell: Cell, untrained: Path | None, folder: Path, models: dict[str, Any]) -> None:
-    """One run, on a copy of the model that this process keeps."""
+    """One run, on a copy of the model that this worker keeps."""
     from lifelong import launch
     from lifelong.report import write_report
 

@@ -114,20 +114,38 @@ def run(stream: Annotated[Path, typer.Argument(help="Stream file (YAML).")], cha
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Run folder, exported folder, model folder, or name.")],
-    stream: Annotated[Path, typer.Argument(help="Stream file whose evaluation sets judge the model.")],
+    model: Annotated[
+        str, typer.Argument(help="Run folder, exported folder, model folder, name, or a node (see `log`).")
+    ],
+    stream: Annotated[
+        Path | None, typer.Argument(help="Stream file whose evaluation sets judge the model.")
+    ] = None,
     changes: Changes = None,
     stage: Stage = None,
+    harness: Annotated[
+        str | None, typer.Option(help="lm-eval: judge by public benchmarks instead of a stream.")
+    ] = None,
+    tasks: Annotated[
+        str, typer.Option(help="Tasks of the harness, such as arc_easy,hellaswag or mmlu_*.")
+    ] = "",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows of each task.")] = None,
+    include_path: Annotated[
+        list[Path] | None, typer.Option(help="Folder with tasks of your own (YAML); may be repeated.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows that the harness asks at once.")] = 8,
+    below: Below = RUNS,
     as_json: Json = False,
 ) -> None:
-    """Judge a saved model on the evaluation sets of a stream."""
-    from lifelong.streams.config import read
+    """Judge a saved model on the evaluation sets of a stream, or on public benchmarks."""
+    from lifelong.cli.evaluate import on_benchmarks, on_stream
 
-    chosen = read(stream, changes or [])
-    from lifelong import launch
-    from lifelong.cli.tables import print_sets
-
-    print_sets(launch.judge(model, chosen, stream.parent, stage), as_json)
+    if harness is None:
+        on_stream(model, stream, changes or [], stage, below, as_json)
+    else:
+        given = [*([str(stream)] if stream else ()), *(changes or [])]
+        on_benchmarks(
+            model, harness, given, tasks, stage, below, limit, include_path or [], batch_size, as_json
+        )
 
 
 @app.command()

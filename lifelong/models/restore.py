@@ -18,7 +18,7 @@ from lifelong.models import pretrained, routed
 from lifelong.models.heads import NAME as HEAD
 from lifelong.store.checkpoint import broken, read_checkpoint
 from lifelong.store.files import read_json
-from lifelong.store.node import row_of, stage_folders
+from lifelong.store.node import Node, row_of, stage_folders
 
 
 @dataclass
@@ -175,6 +175,14 @@ def _entry(config: dict[str, Any]) -> dict[str, Any]:
 def _tuner(config: dict[str, Any]) -> Tuner:
     entry = _entry(config)
     return settings.build(discover.load(entry["name"], "tuners"), entry["settings"], "config.json")
+
+
+def at(node: Node) -> Model:
+    """The model as a node of its history is, the update folded in."""
+    if node.row:
+        return load(node.home, node.stage)
+    config = read_json(node.home / "config.json")
+    return base_of(Saved(_tuner(config), {}, node.stage, node.home, config))
 
 
 def load(name: str | Path, stage: str | None = None, **choices: Any) -> Model:

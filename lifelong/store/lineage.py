@@ -194,6 +194,20 @@ def find(name: str, folder: Path | str = DEFAULT, alone: bool = False) -> Node:
     return places[0]
 
 
+def names_node(name: str, folder: Path | str = DEFAULT) -> bool:
+    """Is `name` RUN_FOLDER:stage, or the id or a tag of a node below `folder`? A folder of that name comes
+    first.
+    """
+    if Path(name).exists() or not (":" in name or _runs(Path(folder))):
+        return False
+    if ":" in name:
+        return True
+    known = history([folder])
+    digits = re.fullmatch(f"[0-9a-f]{{{SHORTEST},}}", name)
+    ids = {each.id for each in known.nodes if digits and each.id.startswith(name)}
+    return bool(ids) or any(tag.name == name for tag in known.tags)
+
+
 def _place(name: str) -> Node | None:
     """The node that `RUN_FOLDER[:stage]` names; None where `name` names no run folder."""
     folder, colon, stage = name.rpartition(":")

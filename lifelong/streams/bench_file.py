@@ -62,6 +62,7 @@ class BenchFile(Part):
     bounds: bool = True  # add the naive, the joint and the separate run
     workers: Annotated[int, Range(1)] = 2  # processes
     threads: Annotated[int, Range(1)] = 1  # of each process
+    ray: str = ""  # local, auto or an address: the runs go to a Ray cluster; empty: to processes here
 
     @model_validator(mode="after")
     def _consistent(self) -> "BenchFile":
