@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow test-faults test-browser test-gpu bench bench-methods results bench-gpu lint format clean
+.PHONY: demo test test-slow test-faults test-browser test-gpu bench bench-methods bench-runs results bench-gpu lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lifelong demo
@@ -33,6 +33,10 @@ bench: $(VENV)/.bench $(VENV)/.demo
 
 bench-methods: $(VENV)/.bench $(VENV)/.demo
 	$(BIN)/python -m bench methods
+
+# LIFELONG_BENCH_CLINC150 names the folder of the data.
+bench-runs: $(VENV)/.bench $(VENV)/.demo
+	$(BIN)/python -m bench runs
 
 # The tables of docs/results: an hour.
 results: $(VENV)/.demo

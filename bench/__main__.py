@@ -13,7 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler says when it begins and ends
 
 QUESTIONS = ("startup", "step", "sft", "scoring", "o_lora", "importance", "checkpoint", "merge")
-EVERY = (*QUESTIONS, "methods")  # the last only by name: it has as many cases as there are methods
+EVERY = (*QUESTIONS, "methods", "runs")  # the last two only by name: they take long, and `runs` needs data
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m bench", description="Our speed beside what else there is."
     )
     parser.add_argument(
-        "names", nargs="*", metavar="name", help=f"of {', '.join(EVERY)}; default: all but methods"
+        "names", nargs="*", metavar="name", help=f"of {', '.join(EVERY)}; default: all but methods and runs"
     )
     parser.add_argument("--quick", action="store_true", help="few repetitions: shows that it works")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -12,7 +12,20 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from bench import __main__ as program
-from bench import cases, checkpoint, importance, methods, o_lora, scoring, session, sft, step, table, timing
+from bench import (
+    cases,
+    checkpoint,
+    importance,
+    methods,
+    o_lora,
+    runs,
+    scoring,
+    session,
+    sft,
+    step,
+    table,
+    timing,
+)
 from bench.figure import Figure, Settings
 from lifelong.core import discover
 from lifelong.core.composition import snake
@@ -159,6 +172,21 @@ def test_scoring_and_fine_tuning_run_on_a_tiny_model(monkeypatch):
     monkeypatch.setattr(sft.importlib.util, "find_spec", lambda name: None)
     *found, about_trl = sft.measure(SETTINGS)
     assert [figure.limit for figure in found] == [1.4, None] and about_trl.holds is None
+
+
+def test_runs_are_compared_at_the_same_work(monkeypatch, tmp_path):
+    """Every run of the bench is made once more alone; without the data the variable is named."""
+    (tmp_path / "train.jsonl").write_text("")
+    monkeypatch.setenv(runs.FOLDER, str(tmp_path))
+    made = []
+    monkeypatch.setattr(runs, "seconds", lambda folder, *words: made.append(words) or 3.0)
+    two, one = runs.sharing(replace(SETTINGS, quick=False), tmp_path, tmp_path)
+    alone = [words for words in made if words[0] == "run"]
+    assert len(set(alone)) == len(alone) == len(runs.METHODS) * 3 and len(made) - len(alone) == 2
+    assert two.value == one.value == 1 / len(alone) and two.limit == 0.7 and one.limit is None
+    monkeypatch.delenv(runs.FOLDER)
+    with pytest.raises(ValueError, match=runs.FOLDER):
+        runs.measure(SETTINGS)
 
 
 @pytest.mark.parametrize(
