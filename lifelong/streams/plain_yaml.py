@@ -28,6 +28,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers  # quotes what the loader takes for no text
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def _whole(loader: _Loader, node: yaml.ScalarNode) -> int:
     return int(node.value)
 
@@ -62,3 +69,8 @@ def read(path: Path) -> Any:
         raise UserError(
             f"{path.name}: not UTF-8 text (byte {error.start}). Save the file as UTF-8."
         ) from None
+
+
+def dump(value: Any) -> str:
+    """Plain data as a text that `parse` reads back as it is."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
