@@ -20,8 +20,10 @@ from lifelong.store.configuration import configuration
 from lifelong.store.content import digest
 from lifelong.store.files import write_json
 from lifelong.store.run import UNTRAINED
-from lifelong.streams import build
-from lifelong.streams.bench_file import Bench, Cell
+from lifelong.streams import apart, build
+from lifelong.streams.bench_cells import Cell
+from lifelong.streams.bench_file import Bench
+from lifelong.streams.tuning import FOLDER, Tuning
 
 if TYPE_CHECKING:
     from lifelong.core.stream import Stream
@@ -67,9 +69,10 @@ def run(bench: Bench, listen: Callable[[Told], None] = lambda told: None) -> Non
             listen(Told(cell, done, len(bench.cells), time.monotonic() - begun.pop(cell.folder), problem))
 
 
-def check(bench: Bench) -> None:
-    """Raise UserError for a run that cannot work, or is finished with other settings or rows, before any is
-    begun; weights are not read, and the rows of a stream once.
+def check(bench: Bench, made: bool = True) -> None:
+    """Raise UserError for a run that cannot work, or (`made`) is finished with other settings or rows, before
+    any is begun, and for settings that were searched on the stream that is reported. Weights are not read,
+    and the rows of a stream once.
     """
     cells = {(each.label, each.order): each for each in bench.cells}.values()
     for _, group in groupby(sorted(cells, key=_stream), _stream):
@@ -77,26 +80,50 @@ def check(bench: Bench) -> None:
         for cell in group:
             try:
                 stream = stream or build.stream(cell.chosen, bench.folder)
-                _check_cell(bench, cell, stream)
+                _check_cell(bench, cell, stream, made)
             except UserError as error:
                 raise UserError(f"{cell.label}, order {cell.order}: {error}") from None
+    if bench.tuning is not None:
+        _check_tuning(bench, bench.tuning)
+
+
+def _check_tuning(bench: Bench, tuning: Tuning) -> None:
+    """It is another stream, and the one that the frozen settings were found on."""
+    searched = streams_of(searching(bench))
+    apart.check_apart(streams_of(bench), searched)
+    if tuning.rows not in ("", apart.identity(searched)):
+        raise UserError(
+            f"the rows of the tuning stream have changed since {tuning.file} was written. Put them back, or "
+            f"remove {bench.output / FOLDER} and run `lifelong tune {tuning.bench}` again."
+        )
+
+
+def searching(bench: Bench) -> Bench:
+    """The runs of all trials, as a bench."""
+    cells = tuple(cell for trial in bench.tuning.trials for cell in trial.cells)
+    return bench._replace(cells=cells, folder=bench.tuning.folder, tuning=None)
+
+
+def streams_of(bench: Bench) -> "list[Stream]":
+    """Every sequence of rows that a bench trains and judges, once."""
+    return [build.stream(each.chosen, bench.folder) for each in {c.rows: c for c in bench.cells}.values()]
 
 
 def _stream(cell: Cell) -> str:
     return digest(cell.chosen.resolved() | {"method": None})
 
 
-def _check_cell(bench: Bench, cell: Cell, stream: "Stream") -> None:
+def _check_cell(bench: Bench, cell: Cell, stream: "Stream", made: bool) -> None:
     """All seeds of a method on one order of the stages."""
     from lifelong import launch
 
     methods = build.methods(cell.chosen.method)
     stream = launch.planned(stream, methods)
-    done = [each for each in bench.cells if each[:2] == cell[:2] and finished(each)]
+    done = [each for each in bench.cells if made and each[:2] == cell[:2] and finished(each)]
     plan = launch.plan_of(stream, methods) if done else {}
     for each in done:
-        made = configuration(each.folder)
-        other = [name for name, value in plan.items() if made.get(name) != value]
+        theirs = configuration(each.folder)
+        other = [name for name, value in plan.items() if theirs.get(name) != value]
         if other:
             raise UserError(
                 f"{each.folder} is finished, with other settings or rows (it differs in {', '.join(other)}). "

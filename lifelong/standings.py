@@ -18,7 +18,10 @@ from lifelong import bench as benches
 from lifelong.numerics.crossed import interval, ranks, resampled_means
 from lifelong.report import compare
 from lifelong.store.run import read_run
-from lifelong.streams.bench_file import BOUNDS, Bench, Cell
+from lifelong.streams.bench_cells import Cell
+from lifelong.streams.bench_file import BOUNDS, Bench
+from lifelong.streams.benchmark import written
+from lifelong.streams.tuning import PROTOCOL, Tuning
 
 SEED = 0  # of the resamples
 NAIVE = "sequential"
@@ -37,7 +40,7 @@ def of(bench: Bench) -> dict[str, Any]:
         (label for label in labels if means[label] is not None and label not in BOUNDS),
         key=lambda label: _mean(runs[label], "average_accuracy"), default=None,
     )  # fmt: skip
-    placed = _ranks(runs)
+    placed, told = _ranks(runs), [run for found in runs.values() for run in found]
     rows = [
         {
             "label": label,
@@ -52,15 +55,60 @@ def of(bench: Bench) -> dict[str, Any]:
             "tied": label == best or (label not in BOUNDS and _tied(_difference(label, best, runs, means))),
             "rank": placed.get(label),
             **_cost(label, runs),
+            **_tuned(bench.tuning, label),
+            "identity": _identity(runs[label], told),
         }
         for label in labels
     ]
     rows.sort(key=lambda row: (row["average_accuracy"] is None, -(row["average_accuracy"] or 0)))
-    told = [run["summary"]["visible"] for found in runs.values() for run in found]
     return {
-        "name": bench.settings.name, "rows": rows, "visible": list(dict.fromkeys(told)),
+        "name": bench.settings.name, "rows": rows, "tuning": _tuning(bench.tuning),
+        "visible": list(dict.fromkeys(run["summary"]["visible"] for run in told)),
         "seeds": list(bench.settings.seeds), "orders": 1 + max(cell.order for cell in bench.cells),
     }  # fmt: skip
+
+
+def _tuning(tuning: Tuning | None) -> dict[str, Any] | None:
+    """The stream on which settings were chosen, and what it cost; None where none were searched."""
+    if tuning is None:
+        return None
+    cells = [cell for trial in tuning.trials for cell in trial.cells]
+    chosen, found = cells[0].chosen, tuning.chosen.values()
+    stages = [stage.name for stage in chosen.listed] or [json.dumps(written(chosen.named))]
+    return {
+        "protocol": PROTOCOL, "file": str(tuning.file), "stages": stages,
+        "seeds": len({cell.seed for cell in cells}), "orders": 1 + max(cell.order for cell in cells),
+        "runs": sum(each["runs"] for each in found), "seconds": sum(each["seconds"] for each in found),
+    }  # fmt: skip
+
+
+def _tuned(tuning: Tuning | None, label: str) -> dict[str, Any]:
+    """The settings that were chosen for a method, and how."""
+    found = tuning.chosen.get(label) if tuning else None
+    if found is None:
+        return {"settings": "", "tuning_score": None, "trials": 0, "tuning_runs": 0, "tuning_seconds": 0.0}
+    return {
+        "settings": ", ".join(found["changes"]), "tuning_score": found["score"],
+        "trials": len(found["trials"]), "tuning_runs": found["runs"], "tuning_seconds": found["seconds"],
+    }  # fmt: skip
+
+
+def _identity(runs: Sequence[Run], every: Sequence[Run]) -> str:
+    """Could an answer use which task its row is of? `every` run is of the same stages; joined ones do not
+    tell how each task is asked.
+    """
+    if not runs:
+        return ""
+    if runs[0]["config"]["stream"] == "per_task":
+        return "visible: a model of its own"
+    apart = next((run for run in every if run["config"]["stream"] != "joint"), runs[0])
+    stages = [stage for stage in apart["config"]["stages"] if not stage["erases"]]
+    if runs[0]["config"]["candidates"] == "task" and len({tuple(stage["labels"]) for stage in stages}) > 1:
+        return "visible: labels of the task"
+    if not all(stage["labels"] for stage in stages):
+        return "as the prompts tell"  # free text
+    asked = {json.dumps(stage["objective"], sort_keys=True) for stage in stages}
+    return "hidden" if len(asked) == 1 else "visible: wording of the prompt"
 
 
 def _runs(cells: Sequence[Cell]) -> list[Run]:

@@ -34,10 +34,11 @@ NodeName = Annotated[
     str, typer.Argument(metavar="NODE", help="Id or its first digits, tag, or RUN_FOLDER[:stage].")
 ]
 Below = Annotated[Path, typer.Option("--in", help="Folder below which ids and tags are looked for.")]
+BenchFile = Annotated[Path, typer.Argument(help="Bench file (YAML).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Tell the trials; run none.")]
 RUNS = Path("runs")
 Changes = Annotated[
-    list[str] | None,
-    typer.Argument(help="Overrides, for example stages.0.epochs=2 method=o_lora_replay seed=3."),
+    list[str] | None, typer.Argument(help="Overrides, such as stages.0.epochs=2 method=o_lora_replay seed=3.")
 ]
 
 
@@ -167,8 +168,7 @@ def report(
 
 
 @app.command()
-def bench(file: Annotated[Path, typer.Argument(help="Bench file (YAML).")], changes: Changes = None,
-          as_json: Json = False) -> None:  # fmt: skip
+def bench(file: BenchFile, changes: Changes = None, as_json: Json = False) -> None:
     """Compare methods over orders and seeds: runs, bounds, intervals, cost. The same command resumes."""
     from lifelong.streams.bench_file import read
 
@@ -176,6 +176,17 @@ def bench(file: Annotated[Path, typer.Argument(help="Bench file (YAML).")], chan
     from lifelong.cli.bench import run_bench
 
     run_bench(chosen, as_json)
+
+
+@app.command()
+def tune(file: BenchFile, changes: Changes = None, dry: DryRun = False, as_json: Json = False) -> None:
+    """Search settings on another stream; freeze the best for `lifelong bench`. The same command resumes."""
+    from lifelong.streams.bench_file import read
+
+    chosen = read(file, changes or [], freeze=False)
+    from lifelong.cli.bench import run_tune
+
+    run_tune(chosen, dry, as_json)
 
 
 @app.command()
@@ -192,9 +203,8 @@ def export(
     from lifelong.models.export import export_run
 
     written = export_run(source, output, stage, adapter)
-    print(
-        json.dumps(written) if as_json else f"wrote {written['kind']} {written['folder']} ({written['note']})"
-    )
+    told = f"wrote {written['kind']} {written['folder']} ({written['note']})"
+    print(json.dumps(written) if as_json else told)
 
 
 @app.command()

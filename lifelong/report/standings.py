@@ -50,7 +50,8 @@ def number(places: int) -> Callable[[float | None], str]:
     return lambda value: DASH if value is None else f"{value:.{places}f}"
 
 
-COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
+Column = tuple[str, str, Callable[[Row], str]]
+COLUMNS: tuple[Column, ...] = (
     # heading, value that the page sorts by, text
     ("method", "label", lambda r: r["label"] + (" (bound)" if r["bound"] else "") + " *" * r["tied"]),
     ("average accuracy, %", "average_accuracy", reach),
@@ -63,14 +64,23 @@ COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
     ("seconds", "seconds", lambda r: number(1)(r["seconds"])),
     ("peak memory", "peak_memory_bytes", lambda r: amount(r["peak_memory_bytes"])),
     ("kept per task", "kept_bytes", lambda r: amount(r["kept_bytes"])),
+    ("task identity", "identity", lambda r: r["identity"] or DASH),
     ("runs", "runs", lambda r: f"{r['runs']} of {r['planned']}" + (", failed" if r["problem"] else "")),
+)
+TUNED: tuple[Column, ...] = (
+    ("on the tuning stream, %", "tuning_score", lambda r: points(r["tuning_score"])),
+    ("chosen settings", "settings", lambda r: r["settings"] or "as written"),
+    ("tuning, trials", "trials", lambda r: str(r["trials"])),
+    ("tuning, seconds", "tuning_seconds", lambda r: number(1)(r["tuning_seconds"])),
 )
 NOTES = (
     "* not distinguishable from the best method: the 95 % interval of the paired difference holds 0.",
     "Accuracy: mean over tasks at the end, mean over runs; intervals by resampling runs and rows.",
     "Forgetting: best earlier accuracy minus the final one, mean over earlier tasks; less is better.",
     "Time: seconds of training in units of sequential training's with the same order and seed.",
+    "Task identity: could an answer at test time use which task its row is of, and by what.",
 )
+UNTUNED = "No settings were searched for this table: they are those of the bench file."
 
 
 def write_standings(standings: dict[str, Any], output: Path) -> Path:
@@ -87,13 +97,37 @@ def about(standings: dict[str, Any]) -> list[str]:
     seeds, orders = len(standings["seeds"]), standings["orders"]
     runs = f"{orders} order{'s' * (orders != 1)}, {seeds} seed{'s' * (seeds != 1)}."
     failed = [f"{row['label']}: {row['problem']}" for row in standings["rows"] if row["problem"]]
-    return [runs, *standings["visible"], *NOTES, *failed]
+    return [runs, *_tuning(standings), *standings["visible"], *NOTES, *failed]
+
+
+def _tuning(standings: dict[str, Any]) -> list[str]:
+    """Where settings come from."""
+    found = standings["tuning"]
+    if found is None:
+        return [UNTUNED]
+    stages, seeds, orders = ", ".join(found["stages"]), found["seeds"], found["orders"]
+    where = f"{stages} ({orders} order{'s' * (orders != 1)}, {seeds} seed{'s' * (seeds != 1)})"
+    rest = [row["label"] for row in standings["rows"] if not row["trials"]]
+    lines = [
+        f"Settings were chosen on another stream of the same scenario ({found['protocol']}, "
+        f"arXiv:2403.09066): {where}; by average accuracy there, and frozen before this stream was run.",
+        f"The search took {found['runs']} runs, {found['seconds'] / 60:.1f} minutes of training and judging.",
+    ]
+    return [*lines, f"Not tuned, as written: {', '.join(rest)}."] if rest else lines
+
+
+def columns(standings: dict[str, Any]) -> tuple[Column, ...]:
+    """Those of the search stand beside the reported accuracy, and after the cost."""
+    if standings["tuning"] is None:
+        return COLUMNS
+    return (*COLUMNS[:2], TUNED[0], *COLUMNS[2:-1], *TUNED[1:], COLUMNS[-1])
 
 
 def as_markdown(standings: dict[str, Any]) -> str:
-    lines = [f"| {' | '.join(head for head, _, _ in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    shown = columns(standings)
+    lines = [f"| {' | '.join(head for head, _, _ in shown)} |", "|" + "---|" * len(shown)]
     for row in standings["rows"]:
-        cells = [text(row).replace("|", "\\|") for _, _, text in COLUMNS]
+        cells = [text(row).replace("|", "\\|") for _, _, text in shown]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"- {line.splitlines()[-1]}" for line in about(standings))]) + "\n"
 
@@ -115,16 +149,17 @@ def as_page(standings: dict[str, Any], output: Path) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    shown = columns(standings)
     rows = [
         {
             "bound": row["bound"],
-            "cells": [(text(row), _key(row[key])) for _, key, text in COLUMNS],
+            "cells": [(text(row), _key(row[key])) for _, key, text in shown],
             "links": [_link(folder, output) for folder in row["folders"]],
         }
         for row in standings["rows"]
     ]
     return environment.get_template("standings.html.jinja").render(
-        title=standings["name"], heads=[head for head, _, _ in COLUMNS], rows=rows, notes=about(standings),
+        title=standings["name"], heads=[head for head, _, _ in shown], rows=rows, notes=about(standings),
         plots=[
             _plot(standings["rows"], "time", "training time, in units of sequential training's"),
             _plot(standings["rows"], "kept_bytes", "MB kept per task", 1e6),
