@@ -25,7 +25,10 @@ from lifelong.streams.tuning import PROTOCOL, Tuning
 
 SEED = 0  # of the resamples
 NAIVE = "sequential"
-METRICS = ("average_accuracy", "forgetting", "backward_transfer", "learning_accuracy", "general_ability")
+METRICS = (
+    "average_accuracy", "forgetting", "backward_transfer", "learning_accuracy", "general_ability",
+    "erased_accuracy", "erasure_gap",
+)  # fmt: skip
 Run = dict[str, Any]
 
 

@@ -126,6 +126,7 @@ def outputs(network: nn.Module, batch: Batch, pooling: Pooling, mask_old: bool) 
 
 
 def encode(rows: Sequence[Row], model: Model, labels: Sequence[str]) -> Encoded:
+    rows = list(rows)  # an image may be made at every look
     index = {label: i for i, label in enumerate(labels)}
     targets = [index[known_label(row, i, index)] for i, row in enumerate(rows)]
     bodies, truncated = _bodies(rows, model)

@@ -67,6 +67,10 @@ COLUMNS: tuple[Column, ...] = (
     ("task identity", "identity", lambda r: r["identity"] or DASH),
     ("runs", "runs", lambda r: f"{r['runs']} of {r['planned']}" + (", failed" if r["problem"] else "")),
 )
+ERASED: tuple[Column, ...] = (
+    ("accuracy on what was erased, %", "erased_accuracy", lambda r: points(r["erased_accuracy"])),
+    ("erasure gap, points", "erasure_gap", lambda r: points(r["erasure_gap"])),
+)
 TUNED: tuple[Column, ...] = (
     ("on the tuning stream, %", "tuning_score", lambda r: points(r["tuning_score"])),
     ("chosen settings", "settings", lambda r: r["settings"] or "as written"),
@@ -117,10 +121,12 @@ def _tuning(standings: dict[str, Any]) -> list[str]:
 
 
 def columns(standings: dict[str, Any]) -> tuple[Column, ...]:
-    """Those of the search stand beside the reported accuracy, and after the cost."""
-    if standings["tuning"] is None:
-        return COLUMNS
-    return (*COLUMNS[:2], TUNED[0], *COLUMNS[2:-1], *TUNED[1:], COLUMNS[-1])
+    """Those of the search stand beside the reported accuracy, and after the cost; those of erasure where
+    something was erased.
+    """
+    erased = ERASED if any(row["erased_accuracy"] is not None for row in standings["rows"]) else ()
+    tuned = TUNED if standings["tuning"] is not None else ()
+    return (*COLUMNS[:2], *tuned[:1], *erased, *COLUMNS[2:-1], *tuned[1:], COLUMNS[-1])
 
 
 def as_markdown(standings: dict[str, Any]) -> str:
