@@ -8,7 +8,7 @@ import yaml
 
 from lifelong import standings
 from lifelong.errors import UserError
-from lifelong.report.standings import write_standings
+from lifelong.report.standings import as_markdown, write_standings
 from lifelong.streams import bench_file
 
 
@@ -132,3 +132,13 @@ def test_a_bench_without_runs_shows_that(bench, tmp_path):
     found = standings.of(bench_file.read(bench()))
     assert all(row["runs"] == 0 and row["average_accuracy"] is None for row in found["rows"])
     assert write_standings(found, tmp_path / "page").exists()
+
+
+def test_what_was_erased_stands_in_the_table_of_a_stream_that_erases(bench):
+    found = standings.of(bench_file.read(bench()))
+    assert "erase" not in as_markdown(found)
+    found["rows"][0] |= {"erased_accuracy": 0.25, "erasure_gap": -0.05}
+    head, _, first, second, *_ = as_markdown(found).splitlines()
+    told = [dict(zip(head.split(" | "), row.split(" | "), strict=True)) for row in (first, second)]
+    assert [row["accuracy on what was erased, %"] for row in told] == ["25.0", "-"]
+    assert [row["erasure gap, points"] for row in told] == ["-5.0", "-"]
