@@ -182,8 +182,9 @@ def backward_memory(life: Life, items: Sequence[Item], size: int | None) -> Term
         with life.autocast():
             outputs, seen = forward(life, part)
             term = replay.loss(outputs, [items[i].memory for i in part.places])
-            context = life.context_of(part, outputs, **seen)
-            own = tuner.loss(context, life.tuner_state) if tuner.pulls_old else None
+            own = None
+            if tuner.pulls_old:
+                own = tuner.loss(life.context_of(part, outputs, **seen), life.tuner_state)
         made = {snake(replay): term * (len(part.places) / len(items))}
         if own is not None:
             made[snake(tuner)] = own * (part.labelled / count)
