@@ -204,11 +204,7 @@ def _cost(label: str, runs: dict[str, list[Run]]) -> dict[str, float | None]:
 
     plain = {_place(run): total(run, "seconds") for run in runs.get(NAIVE, ())}
     shares = [total(run, "seconds") / plain[_place(run)] for run in mine if plain.get(_place(run))]
-    kept = [
-        (run["costs"][-1]["state_bytes"] + run["costs"][-1]["memory_bytes"])
-        / max(len(run["config"]["stages"]), 1)
-        for run in mine
-    ]
+    kept = [compare.kept_bytes(run) / max(len(run["config"]["stages"]), 1) for run in mine]
     return {
         "seconds": float(np.mean([total(run, "seconds") for run in mine])),
         "evaluation_seconds": float(np.mean([total(run, "evaluation_seconds") for run in mine])),

@@ -16,6 +16,7 @@ import numpy as np
 
 from lifelong import bench as benches
 from lifelong.errors import UserError
+from lifelong.report import compare
 from lifelong.store.run import read_run
 from lifelong.streams import apart
 from lifelong.streams.bench_cells import Cell
@@ -95,13 +96,12 @@ def _result(trial: Trial) -> Found:
 
 def _figures(folder: Path) -> dict[str, Any]:
     run = read_run(folder)
-    metrics = {each["id"]: each["value"] for each in run["summary"]["metrics"]}
-    costs, last = run["costs"], run["costs"][-1]
+    costs = run["costs"]
     return {
-        "score": metrics["average_accuracy"],
+        "score": compare.metrics(run)["average_accuracy"]["value"],
         "seconds": sum(cost["seconds"] + cost.get("evaluation_seconds", 0.0) for cost in costs),
         "tokens": sum(cost["tokens"] for cost in costs),
-        "kept_bytes": last["state_bytes"] + last["memory_bytes"],
+        "kept_bytes": compare.kept_bytes(run),
     }
 
 

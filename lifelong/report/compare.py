@@ -69,6 +69,12 @@ def metrics(run: Run) -> dict[str, dict[str, Any]]:
     return {each["id"]: each for each in run["summary"].get("metrics", ())}
 
 
+def kept_bytes(run: Run) -> float:
+    """Kept for the past after the last stage, by methods and memories."""
+    last = run["costs"][-1]
+    return last["state_bytes"] + last["memory_bytes"]
+
+
 def finished(run: Run) -> bool:
     return bool(run["summary"].get("finished"))
 
