@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import made_runs
 import pytest
@@ -189,12 +190,10 @@ def test_a_stage_in_the_making_is_set_aside_too(tmp_path):
     assert (run / "aside/001/checkpoints/004-000000010/state.json").exists()
 
 
-@pytest.mark.parametrize("moment", range(1, 6))
-def test_killed_on_the_way_back(tmp_path, monkeypatch, moment):
-    """After any move the run ends at some stage, no node is lost, and the same revert finishes."""
-    run = made_runs.make(tmp_path / "run", STAGES)
-    root, sky, *others = lineage.read_nodes(run)
-    every, calls, real = set(ids(run).values()), [], os.replace
+@contextmanager
+def killed_at(monkeypatch, moment):
+    """What is done inside ends before its move of that number, counted from 1."""
+    calls, real = [], os.replace
 
     def replace(source, target):
         calls.append(source)
@@ -202,10 +201,19 @@ def test_killed_on_the_way_back(tmp_path, monkeypatch, moment):
             raise KeyboardInterrupt
         real(source, target)
 
-    monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", replace)
+        yield
+
+
+@pytest.mark.parametrize("moment", range(1, 6))
+def test_killed_on_the_way_back(tmp_path, monkeypatch, moment):
+    """After any move the run ends at some stage, no node is lost, and the same revert finishes."""
+    run = made_runs.make(tmp_path / "run", STAGES)
+    root, sky, *others = lineage.read_nodes(run)
+    every = set(ids(run).values())
+    with killed_at(monkeypatch, moment):
         moves.revert(sky)
-    monkeypatch.setattr(os, "replace", real)
     assert chain(run) == list(STAGES)[: len(chain(run))] and set(ids(run).values()) == every
     moves.revert(sky)
     assert chain(run) == ["sky"] and set(ids(run).values()) == every
@@ -220,19 +228,10 @@ def test_killed_on_the_way_forth(tmp_path, monkeypatch, moment):
     made_runs.write(run / "config.json", made_runs.config(("sky", "sea")))
     made_runs.add_stage(run, 2, "sea", ("sky", "sea"), "sea")
     node.seal(run, run / "stages/002-sea")
-    every, calls, real = set(ids(run).values()), [], os.replace
+    every = set(ids(run).values())
     aim = next(each for each in lineage.read_nodes(run) if each.id == city.id)
-
-    def replace(source, target):
-        calls.append(source)
-        if len(calls) == moment:
-            raise KeyboardInterrupt
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(monkeypatch, moment):
         moves.revert(aim)
-    monkeypatch.setattr(os, "replace", real)
     named = [each["name"] for each in read_json(run / "config.json")["stages"]]
     assert chain(run) == named[: len(chain(run))] and set(ids(run).values()) == every
     moves.revert(next(each for each in lineage.read_nodes(run) if each.id == city.id))
