@@ -71,6 +71,7 @@ class Life:
         self.ranges: list[range] = []  # of the pool, by part
         self.held: list[list[Item]] = []  # rows that only measure, by part
         self.own, self.steps_before, self.truncated = 0, 0, 0  # first own row of the pool; earlier steps
+        self.kept_bytes = 0  # of rows that a mixing may ask for again
         self.base: nn.Module | None = None  # the network before the first stage, where a diagnostic asks
         self.objectives = [task.objective for task in self.tasks]
         self.actors = methods.actors()
@@ -207,6 +208,7 @@ class Life:
         found = stage_rows.encode(self.tasks, stage, labels, mixing, self.model, self.seed)
         self.pool, self.rows, self.ranges = found.pool, found.rows, found.ranges
         self.held, self.own, self.truncated = found.held, found.own, found.truncated
+        self.kept_bytes = found.kept_bytes
 
     def _make_optimizer(self, stage: Stage, saved: dict[str, Any] | None) -> None:
         settings = stage.optimization
@@ -364,10 +366,15 @@ class Life:
         )
 
     def sizes(self) -> dict[str, int]:
-        """Bytes kept for the past: by tuner and penalties, and by the memory."""
+        """Bytes kept for the past: by tuner and penalties, and by the memory or as the rows that a mixing
+        may ask for again.
+        """
+        if self.methods.mixing is not None:
+            self.ensure_rows()
+        memory = states.num_bytes(self.states.get("replay", {}))
         return {
             "state_bytes": states.num_bytes({k: v for k, v in self.states.items() if k != "replay"}),
-            "memory_bytes": states.num_bytes(self.states.get("replay", {})),
+            "memory_bytes": memory + self.kept_bytes,
             "truncated_rows": self.truncated,
         }
 

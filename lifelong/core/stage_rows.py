@@ -8,6 +8,7 @@ import numpy as np
 from lifelong.core.axes import Mixing, Row
 from lifelong.core.batching import Item
 from lifelong.core.model import Model
+from lifelong.core.state import num_bytes
 from lifelong.core.stream import Stage
 from lifelong.errors import UserError
 
@@ -22,6 +23,7 @@ class StageRows:
     held: list[list[Item]] = field(default_factory=list)  # by part; empty where nothing is held out
     own: int = 0  # index in the pool from which on rows are the stage's own
     truncated: int = 0
+    kept_bytes: int = 0  # of the rows that the mixing may ask for again at later stages
 
 
 def encode(
@@ -55,6 +57,9 @@ def encode(
         if mixing is not None and mixing.held_fraction:
             count = len(items) - max(1, round(mixing.held_fraction * len(items)))
             found.held.append([items[i] for i in sorted(order[count:])])
+        if mixing is not None and mixing.past and not stage.parts:
+            again = len(items) if mixing.draws else mixing.take([len(items), 0])[0]
+            found.kept_bytes += num_bytes([items[i].example for i in order[:again]])
         kept = sorted(order[:count])
         if not kept and task >= before:
             raise UserError(f"stage {part.name}: no training row is left after encoding.")
