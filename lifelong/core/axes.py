@@ -303,6 +303,7 @@ class Analytic(Active):
 
     gradient_stages: ClassVar[int] = 0  # first stages that are trained by gradient as well
     forgets: ClassVar[bool] = False  # answers `forget`
+    expansion: ClassVar[int] = 0  # fixed random features that it learns from; 0: the network's own
 
     @abstractmethod
     def init(self, num_features: int) -> State: ...

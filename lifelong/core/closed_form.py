@@ -25,7 +25,7 @@ def learn(life: Life) -> None:
         for part in batching.parts(life.pool[life.own :], life.objectives, life.model, device, ROWS_AT_ONCE):
             with life.autocast():
                 found = part.objective.features(life.network, part.batch)
-            state = take(state, found.double(), part.batch["labels"])
+            state = take(state, classifier.expand(found).double(), part.batch["labels"])
     life.states["analytic"] = state
     weight, bias = analytic.head(state, len(classifier.labels))
     with torch.no_grad():

@@ -25,15 +25,21 @@ Pooling = Literal["auto", "cls", "mean"]
 class LabelHead(nn.Module):
     """logits = features @ weight.T + bias, in float32 whatever the features are.
 
+    With an `expansion` R (H, L) that is fixed, relu(features / |features| @ R) stand for the features.
+
     Not an nn.Linear, so that tuners which wrap linear layers leave it alone. Row i starts from
     N(0, 0.02^2) drawn with a generator keyed by (seed, i): the same however the head grew to it.
     """
 
-    def __init__(self, num_features: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, num_features: int, device: torch.device | str = "cpu", expansion: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.labels: list[str] = []  # label of each row
         self.current: list[int] = []  # rows that were added last
-        self.weight = nn.Parameter(torch.empty(0, num_features, device=device))  # (C, H)
+        self.register_buffer("expansion", None if expansion is None else expansion.to(device))
+        num_features = num_features if expansion is None else expansion.shape[1]
+        self.weight = nn.Parameter(torch.empty(0, num_features, device=device))  # (C, H or L)
         self.bias = nn.Parameter(torch.empty(0, device=device))  # (C,)
 
     def grow(self, labels: Sequence[str], seed: int) -> None:
@@ -53,8 +59,14 @@ class LabelHead(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
         self.bias = nn.Parameter(bias, requires_grad=self.bias.requires_grad)
 
+    def expand(self, features: Tensor) -> Tensor:  # (B, H) -> (B, H or L)
+        features = features.to(self.weight.dtype)
+        if self.expansion is None:
+            return features
+        return nn.functional.relu(nn.functional.normalize(features, dim=-1) @ self.expansion)
+
     def forward(self, features: Tensor) -> Tensor:  # (B, H) -> (B, C)
-        return nn.functional.linear(features.to(self.weight.dtype), self.weight, self.bias)
+        return nn.functional.linear(self.expand(features), self.weight, self.bias)
 
 
 def _row(width: int, seed: int, index: int) -> Tensor:
@@ -63,12 +75,21 @@ def _row(width: int, seed: int, index: int) -> Tensor:
     return torch.randn(width, generator=generator) * 0.02
 
 
-def attach(model: Model) -> LabelHead:
-    """The network's head, made where there is none."""
+def attach(model: Model, expansion: int = 0, seed: int = 0) -> LabelHead:
+    """The network's head, made where there is none: on its features, or on `expansion` random ones of them,
+    drawn from N(0, 1) by `seed`.
+    """
     found = find(model.network)
     if found is None:
-        found = LabelHead(model.hidden_size, model.device)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(model.hidden_size, expansion, generator=generator) if expansion else None
+        found = LabelHead(model.hidden_size, model.device, drawn)
         model.network.add_module(NAME, found)
+    if expansion and (found.expansion is None or found.expansion.shape[1] != expansion):
+        raise UserError(
+            f"expansion: the model comes with a label head on {found.weight.shape[1]} features; got "
+            f"{expansion}. Begin with a model without a head, or leave expansion at 0."
+        )
     return found
 
 

@@ -132,7 +132,7 @@ class Life:
             if isinstance(actor, Replay):
                 found[role] = actor.init(self.seed)
             elif isinstance(actor, Analytic):
-                found[role] = actor.init(self.model.hidden_size)
+                found[role] = actor.init(actor.expansion or self.model.hidden_size)
             elif not isinstance(actor, Tuner):
                 found[role] = actor.init(context)
         return found
@@ -185,7 +185,9 @@ class Life:
 
     def _grow(self, index: int) -> None:
         stage = self.stream.stages[index]
-        labels = self.stream.labels(index + 1)
+        labels, analytic = self.stream.labels(index + 1), self.methods.analytic
+        if analytic is not None:
+            head.attach(self.model, analytic.expansion, derive(self.seed, 2))
         for objective in dict.fromkeys(part.objective for part in (stage.parts or (stage,))):
             objective.begin_stage(self.model, labels, derive(self.seed, 1))
         self.network.to(self.accelerator.device)

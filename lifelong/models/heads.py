@@ -38,9 +38,10 @@ def read_head(network: "nn.Module", folder: Path) -> bool:
     tensors = load_file(file)
     labels = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["labels"]
     rows, width = tensors["weight"].shape
+    expansion = tensors.get("expansion")
     if rows != len(labels):
         raise UserError(f"model: {file} has {rows} rows for {len(labels)} labels; export it again.")
-    head = LabelHead(width, next(network.parameters()).device)
+    head = LabelHead(width, next(network.parameters()).device, expansion)
     network.add_module(NAME, head)
     head.labels, head.current = labels, list(range(rows))
     head.weight, head.bias = (nn.Parameter(tensors[key].to(head.weight.device)) for key in ("weight", "bias"))

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lifelong.core import discover, settings
+from lifelong.core import discover, head, settings
 from lifelong.core import state as states
 from lifelong.core.axes import Tuner
+from lifelong.core.life import derive
 from lifelong.core.model import Model
 from lifelong.errors import UserError, nearest
 from lifelong.models import pretrained, routed
@@ -142,7 +143,10 @@ def put_on(saved: Saved) -> Restored:
 
 
 def add_heads(model: Model, saved: Saved) -> None:
-    """What the objectives of the run add to a network, with the values of the stage."""
+    """What the learners and objectives of the run add to a network, with the values of the stage."""
+    for entry in (each for each in saved.config["methods"] if each["axis"] == "analytic"):
+        learner = settings.build(discover.load(entry["name"], "analytic"), entry["settings"], "config.json")
+        head.attach(model, learner.expansion, derive(saved.config["seed"], 2))
     for about in saved.config["stages"]:
         cls = discover.load(about["objective"]["name"], "objectives")
         objective = settings.build(cls, about["objective"]["settings"], "objective")

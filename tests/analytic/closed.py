@@ -7,6 +7,7 @@ import torch
 from lifelong import launch
 from lifelong.core.composition import compose
 from lifelong.core.engine import Settings
+from lifelong.models import pretrained
 from lifelong.tuners.full import Full
 
 
@@ -38,9 +39,9 @@ def decisions(head, features):
     return (features @ weight.T + bias).argmax(1)
 
 
-def train(path, analytic, architecture="bert", tuner=None, **settings):
+def train(path, analytic, architecture="bert", tuner=None, listen=lambda event: None, **settings):
     stream = tiny_stream.stream(vision=architecture == "vit", general=False)
     methods = compose([tuner or Full(), analytic], Full())
-    model = tiny.model(architecture)
-    run = launch.run(model, stream, methods, output=path, settings=Settings(**settings))
+    model = pretrained.load(str(tiny.save(tiny.model(architecture), path.parent / architecture)))
+    run = launch.run(model, stream, methods, output=path, settings=Settings(**settings), listen=listen)
     return run, model

@@ -6,8 +6,10 @@ from closed import by_task, decisions, learned, rows, train
 from torch.nn import functional
 
 from lifelong.analytic.acu import Acu
+from lifelong.core import head
 from lifelong.core import state as states
 from lifelong.errors import UserError
+from lifelong.models import pretrained, restore
 from lifelong.tuners.frozen import Frozen
 
 FEATURES, LABELS = rows(count=600)
@@ -90,3 +92,39 @@ def test_a_run_learns_its_rows(architecture, tmp_path):
     run, model = train(tmp_path / "run", Acu(), architecture, Frozen())
     assert run.summary["finished"] and len(model.network.lifelong_head.labels) == 4
     assert (model.network.lifelong_head.bias > -1e29).all()
+
+
+def test_random_features_part_what_no_plane_does():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(400, 2, generator=generator)
+    labels = (features[:, 0] * features[:, 1] > 0).long()  # opposite quadrants share a class
+
+    def share(expansion):
+        drawn = torch.randn(2, expansion, generator=generator) if expansion else None
+        made, method = head.LabelHead(2, expansion=drawn), Acu(expansion=expansion)
+        expanded = made.expand(features).double()
+        weight, bias = method.head(learned(method, expanded, labels), 2)
+        return float(((expanded @ weight.T + bias).argmax(1) == labels).double().mean())
+
+    assert share(200) > 0.9 > 0.7 > share(0)
+
+
+def test_a_head_on_random_features_is_resumed_restored_and_exported(tmp_path):
+    def kill(event):
+        if event.kind == "evaluation" and event.stage == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", Acu(expansion=32), tuner=Frozen(), listen=kill)
+    run, model = train(tmp_path / "run", Acu(expansion=32), tuner=Frozen())
+    whole = train(tmp_path / "whole", Acu(expansion=32), tuner=Frozen())[1]
+    assert torch.equal(whole.network.lifelong_head.weight, model.network.lifelong_head.weight)
+    made = model.network.lifelong_head
+    assert made.weight.shape == (4, 32) and made.expansion.shape[1] == 32
+    again = restore.load(run.folder).network.lifelong_head
+    assert torch.equal(again.expansion, made.expansion) and torch.equal(again.weight, made.weight)
+    pretrained.export_checkpoint(model, tmp_path / "out")
+    again = pretrained.load(str(tmp_path / "out")).network.lifelong_head
+    assert torch.equal(again.expansion, made.expansion) and torch.equal(again.weight, made.weight)
+    with pytest.raises(UserError, match="expansion: the model comes with a label head on 32 features"):
+        head.attach(model, 16)
