@@ -147,7 +147,6 @@ def outputs(network: nn.Module, batch: Batch, pooling: Pooling, mask_old: bool) 
 
 
 def encode(rows: Sequence[Row], model: Model, labels: Sequence[str]) -> Encoded:
-    rows = list(rows)  # an image may be made at every look
     index = {label: i for i, label in enumerate(labels)}
     targets = [index[known_label(row, i, index)] for i, row in enumerate(rows)]
     bodies, truncated = _bodies(rows, model)
@@ -181,7 +180,7 @@ def answer(rows: Sequence[Row], model: Model, labels: Sequence[str], pooling: Po
     columns = torch.tensor([known[name] for name in names], dtype=torch.int64, device=model.device)
     with judging(model.network):
         for start in range(0, len(rows), 4 * IMAGES_AT_ONCE):
-            part = list(rows[start : start + 4 * IMAGES_AT_ONCE])
+            part = rows[start : start + 4 * IMAGES_AT_ONCE]
             found += _answers(part, model, names, columns, pooling)
     return found
 

@@ -61,6 +61,7 @@ class Classification(Objective):
             linear.attach(model).grow(labels, seed)
 
     def encode(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> Encoded:
+        rows = list(rows)  # an image may be made at every look
         self._check(rows, model)
         if self.has_linear_head(model):
             return linear.encode(rows, model, labels)
@@ -83,6 +84,7 @@ class Classification(Objective):
         return linear.features(network, batch, self.pooling)
 
     def answer(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> list[Answer]:
+        rows = list(rows)
         self._check(rows, model)
         if self.has_linear_head(model):
             return linear.answer(rows, model, labels, self.pooling)
