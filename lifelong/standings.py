@@ -129,15 +129,16 @@ def _mean(runs: Sequence[Run], name: str) -> float | None:
 
 
 def _tables(cells: Sequence[Cell], runs: Sequence[Run]) -> list[np.ndarray] | None:
-    """(S, R) final scores of every task's evaluation set, by name; None where a run is missing or a set
-    is not judged by a share.
+    """(S, R) final scores of the evaluation set of every task that was not erased, by name; None where a
+    run is missing or a set is not judged by a share.
     """
     if len(runs) < len(cells):
         return None
     found: dict[str, list[list[float]]] = {}
     for run in runs:
         last = run["evaluations"][-1]
-        sets = {each["name"]: each for each in last["sets"] if not each["general"]}
+        gone = compare.erased(run)
+        sets = {s["name"]: s for s in last["sets"] if not s["general"] and s["name"] not in gone}
         if any(each["unit"] != "%" for each in sets.values()):
             return None
         scores = _scores(run, list(sets))

@@ -142,3 +142,19 @@ def test_what_was_erased_stands_in_the_table_of_a_stream_that_erases(bench):
     told = [dict(zip(head.split(" | "), row.split(" | "), strict=True)) for row in (first, second)]
     assert [row["accuracy on what was erased, %"] for row in told] == ["25.0", "-"]
     assert [row["erasure gap, points"] for row in told] == ["-5.0", "-"]
+
+
+def test_what_was_erased_counts_in_no_interval(lifelong, bench, project):
+    stream = yaml.safe_load((project / "stream.yaml").read_text())
+    stream["stages"].append({"name": "gone", "erase": "sky"})
+    methods = {"gs_lora": ["o_lora", {"gs_lora": {"bound": 5.0}}]}
+    said = lifelong("bench", bench(stream=stream, methods=methods, bounds=False, seeds=[0]), "--json")
+    (row,) = json.loads(said.out)["rows"]
+    answers = (project / "out" / "gs_lora" / "order0-seed0" / "stages" / "003-gone" / "answers.jsonl").open()
+    lines = [json.loads(line) for line in answers]
+    left = [line["score"] for line in lines if line["set"] == "farm"]
+    assert row["average_accuracy"] == pytest.approx(sum(left) / len(left))
+    assert row["erased_accuracy"] is not None and any(line["set"] == "sky" for line in lines)
+    cells = bench_file.read(project / "bench.yaml").cells
+    runs = [standings.read_run(cell.folder) for cell in cells]
+    assert [table.tolist() for table in standings._tables(cells, runs)] == [[left]]
