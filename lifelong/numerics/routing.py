@@ -248,7 +248,7 @@ class Pool(nn.Module):
         place, inputs = self.trace.place(inputs), computed(inputs)
         dropped = functional.dropout(inputs, self.dropout, self.training) if self.dropout else inputs
         weights = self.mix(self, inputs, functional.linear(dropped, down), place)
-        return functional.linear(weights * self.scale, up)
+        return weights * self.scale @ up.t().contiguous()  # see low_rank.Up
 
 
 class Adapter(nn.Module):

@@ -123,10 +123,14 @@ class Mora(Tuner):
         elif self.relevance == "cosine":
             sizes = down.float().norm(dim=1) * inputs.float().norm(dim=-1, keepdim=True)
             scores = scores / sizes.clamp(min=1e-12)
-        with torch.no_grad():
-            top = scores.topk(min(self.budget, scores.shape[-1]), dim=-1, sorted=False).indices
-            outside = torch.ones_like(scores, dtype=torch.bool).scatter_(-1, top, False)
-        return (scores / self.temperature).masked_fill(outside, -torch.inf).softmax(-1)
+        if self.temperature != 1:
+            scores = scores / self.temperature
+        if scores.shape[-1] > self.budget:
+            with torch.no_grad():
+                top = scores.topk(self.budget, dim=-1, sorted=False).indices
+                outside = torch.full_like(scores, -torch.inf).scatter_(-1, top, 0.0)
+            scores = scores + outside
+        return scores.softmax(-1)
 
     def _usage(self, context: Context) -> dict[str, Tensor]:
         """Mean gate of every expert over the tokens of the stage's first rows, by module."""

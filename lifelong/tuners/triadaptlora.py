@@ -71,13 +71,16 @@ class Triadaptlora(Tuner):
     def loss(self, context: Context, state: State) -> Tensor | None:
         if not self.strength:
             return None
-        gaps = []
+        alike: dict[int, list[Tensor]] = {}  # Gram matrices by size: one call for many small ones
         for name in state["ranks"]:
             module = context.model.network.get_submodule(name)
             for factor in (module.lora_A.weight, module.lora_B.weight.T):
-                gram = factor @ factor.T
-                gaps.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram), device=gram.device)))
-        return self.strength * torch.stack(gaps).mean()
+                alike.setdefault(len(factor), []).append(factor @ factor.T)
+        gaps = [
+            torch.linalg.matrix_norm(torch.stack(grams) - torch.eye(size, device=grams[0].device))
+            for size, grams in alike.items()
+        ]
+        return self.strength * torch.cat(gaps).mean()
 
     def after_update(self, context: Context, state: State) -> State:
         done, total = context.step + 1, context.num_steps
