@@ -9,22 +9,22 @@ from typing import Any
 
 import jinja2
 
-from lifelong.report import charts
+from lifelong.report import charts, formats
 from lifelong.store.files import write_text
 
-DASH = "-"
 Row = dict[str, Any]
 
 
 def points(value: float | None) -> str:
     """A share in percent."""
-    return DASH if value is None else f"{100 * value:.1f}"
+    return formats.score(value, True)
 
 
 def signed(found: dict[str, float] | None) -> str:
     if found is None:
-        return DASH
-    return f"{100 * found['value']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+        return formats.DASH
+    value, low, high = ("+" * (v > 0) + points(v) for v in (found["value"], found["low"], found["high"]))
+    return f"{value} [{low}, {high}]"
 
 
 def reach(row: Row) -> str:
@@ -33,21 +33,6 @@ def reach(row: Row) -> str:
         return points(row["average_accuracy"])
     low, high = row["interval"]
     return f"{points(row['average_accuracy'])} [{points(low)}, {points(high)}]"
-
-
-def amount(value: float | None) -> str:
-    """Bytes in a unit that fits."""
-    if value is None:
-        return DASH
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} GB"
-
-
-def number(places: int) -> Callable[[float | None], str]:
-    return lambda value: DASH if value is None else f"{value:.{places}f}"
 
 
 Column = tuple[str, str, Callable[[Row], str]]
@@ -59,12 +44,12 @@ COLUMNS: tuple[Column, ...] = (
     ("forgetting, points", "forgetting", lambda r: points(r["forgetting"])),
     ("learning accuracy, %", "learning_accuracy", lambda r: points(r["learning_accuracy"])),
     ("general ability kept, %", "general_ability", lambda r: points(r["general_ability"])),
-    ("rank", "rank", lambda r: number(1)(r["rank"])),
-    ("time, x", "time", lambda r: number(2)(r["time"])),
-    ("seconds", "seconds", lambda r: number(1)(r["seconds"])),
-    ("peak memory", "peak_memory_bytes", lambda r: amount(r["peak_memory_bytes"])),
-    ("kept per task", "kept_bytes", lambda r: amount(r["kept_bytes"])),
-    ("task identity", "identity", lambda r: r["identity"] or DASH),
+    ("rank", "rank", lambda r: formats.number(r["rank"], 1)),
+    ("time, x", "time", lambda r: formats.number(r["time"], 2)),
+    ("seconds", "seconds", lambda r: formats.number(r["seconds"], 1)),
+    ("peak memory", "peak_memory_bytes", lambda r: formats.size(r["peak_memory_bytes"])),
+    ("kept per task", "kept_bytes", lambda r: formats.size(r["kept_bytes"])),
+    ("task identity", "identity", lambda r: r["identity"] or formats.DASH),
     ("runs", "runs", lambda r: f"{r['runs']} of {r['planned']}" + (", failed" if r["problem"] else "")),
 )
 ERASED: tuple[Column, ...] = (
@@ -75,7 +60,7 @@ TUNED: tuple[Column, ...] = (
     ("on the tuning stream, %", "tuning_score", lambda r: points(r["tuning_score"])),
     ("chosen settings", "settings", lambda r: r["settings"] or "as written"),
     ("tuning, trials", "trials", lambda r: str(r["trials"])),
-    ("tuning, seconds", "tuning_seconds", lambda r: number(1)(r["tuning_seconds"])),
+    ("tuning, seconds", "tuning_seconds", lambda r: formats.number(r["tuning_seconds"], 1)),
 )
 NOTES = (
     "* not distinguishable from the best method: the 95 % interval of the paired difference holds 0.",
@@ -168,7 +153,7 @@ def as_page(standings: dict[str, Any], output: Path) -> str:
         title=standings["name"], heads=[head for head, _, _ in shown], rows=rows, notes=about(standings),
         plots=[
             _plot(standings["rows"], "time", "training time, in units of sequential training's"),
-            _plot(standings["rows"], "kept_bytes", "MB kept per task", 1e6),
+            _plot(standings["rows"], "kept_bytes", "MiB kept per task", 2**20),
         ],
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ import yaml
 
 from lifelong import standings
 from lifelong.errors import UserError
+from lifelong.report import formats
 from lifelong.report.standings import as_markdown, write_standings
 from lifelong.streams import bench_file
 
@@ -140,5 +141,5 @@ def test_what_was_erased_stands_in_the_table_of_a_stream_that_erases(bench):
     found["rows"][0] |= {"erased_accuracy": 0.25, "erasure_gap": -0.05}
     head, _, first, second, *_ = as_markdown(found).splitlines()
     told = [dict(zip(head.split(" | "), row.split(" | "), strict=True)) for row in (first, second)]
-    assert [row["accuracy on what was erased, %"] for row in told] == ["25.0", "-"]
-    assert [row["erasure gap, points"] for row in told] == ["-5.0", "-"]
+    assert [row["accuracy on what was erased, %"] for row in told] == ["25.0", formats.DASH]
+    assert [row["erasure gap, points"] for row in told] == [f"{formats.MINUS}5.0", formats.DASH]
