@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lifelong import bench as benches
+from lifelong.core.matrix import AccuracyMatrix, mean
 from lifelong.numerics.crossed import interval, ranks, resampled_means
 from lifelong.report import compare
 from lifelong.store.run import read_run
@@ -44,6 +45,7 @@ def of(bench: Bench) -> dict[str, Any]:
         key=lambda label: _mean(runs[label], "average_accuracy"), default=None,
     )  # fmt: skip
     placed, told = _ranks(runs), [run for found in runs.values() for run in found]
+    plans = {run["order"]: _matrix(run) for run in told if run["config"]["stream"] == "sequence"}
     rows = [
         {
             "label": label,
@@ -52,6 +54,7 @@ def of(bench: Bench) -> dict[str, Any]:
             "planned": len(cells[label]),
             "problem": next(filter(None, map(benches.problem_of, cells[label])), ""),
             "folders": [str(run["folder"]) for run in runs[label]],
+            "curves": [curve(run, plans) for run in runs[label]],
             **{name: _mean(runs[label], name) for name in METRICS},
             "interval": None if means[label] is None else interval(means[label]),
             "difference": _difference(label, NAIVE, runs, means),
@@ -68,6 +71,7 @@ def of(bench: Bench) -> dict[str, Any]:
         "name": bench.settings.name, "rows": rows, "tuning": _tuning(bench.tuning),
         "visible": list(dict.fromkeys(run["summary"]["visible"] for run in told)),
         "seeds": list(bench.settings.seeds), "orders": 1 + max(cell.order for cell in bench.cells),
+        "percent": all(compare.is_percent(run) for run in told),
     }  # fmt: skip
 
 
@@ -116,7 +120,36 @@ def _identity(runs: Sequence[Run], every: Sequence[Run]) -> str:
 
 def _runs(cells: Sequence[Cell]) -> list[Run]:
     """Finished runs in the order of their cells; an unfinished one leaves a method incomplete."""
-    return [read_run(cell.folder) for cell in cells if benches.finished(cell)]
+    return [read_run(cell.folder) | {"order": cell.order} for cell in cells if benches.finished(cell)]
+
+
+def _matrix(run: Run) -> AccuracyMatrix:
+    return AccuracyMatrix.from_dict(run["summary"]["matrix"])
+
+
+def curve(run: Run, plans: dict[int, AccuracyMatrix]) -> dict[str, Any]:
+    """Scores after each stage: of every task from the stage that taught it on, and the average over the tasks
+    taught so far and not erased. A bound is judged once: at the end of its order, whose plan says when a task
+    comes. Stages and places count from 1.
+    """
+    matrix = _matrix(run)
+    plan = matrix if run["config"]["stream"] == "sequence" else plans.get(run["order"], matrix)
+    stages = range(1 + len(plan.values) - len(matrix.values), 1 + len(plan.values))
+    places = dict(zip(plan.columns, plan.taught, strict=True))
+    tasks = [
+        {
+            "name": name,
+            "place": 1 + places.get(name, taught),
+            "erased": next((stage for k, stage in enumerate(stages) if i in matrix.gone(k)), None),
+            "values": [row[i] if k >= taught else None for k, row in enumerate(matrix.values)],
+        }
+        for i, (name, taught) in enumerate(zip(matrix.columns, matrix.taught, strict=True))
+    ]
+    average = [mean(row[i] for i in matrix.known(k)) for k, row in enumerate(matrix.values)]
+    return {
+        "order": run["order"], "seed": run["config"]["seed"], "stages": list(stages),
+        "average": average, "tasks": tasks,
+    }  # fmt: skip
 
 
 def _metric(run: Run, name: str) -> float | None:

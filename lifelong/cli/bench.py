@@ -21,7 +21,7 @@ def run_bench(bench: Bench, as_json: bool) -> None:
         print(json.dumps(found | {"page": str(page)}))
         return
     print(as_markdown(found))
-    print(f"table: {page}, and bench.md and bench.csv beside it")
+    print(f"table: {page}, and bench.md, bench.csv and bench.curves.csv beside it")
 
 
 def run_tune(bench: Bench, dry: bool, as_json: bool) -> None:

@@ -17,6 +17,7 @@ Point = tuple[float, float]
 class Line:
     points: tuple[Point, ...]
     kind: str  # CSS class: "raw", "main"
+    title: str = ""  # what the pointer says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,9 @@ class Plot:
             parts.append(Markup('<path class="band" d="{}Z"/>').format(self._path([*upper, *lower])))
         for line in self.lines:
             if line.points:
-                parts.append(Markup('<path class="{}" d="{}"/>').format(line.kind, self._path(line.points)))
+                end = Markup("><title>{}</title></path>").format(line.title) if line.title else Markup("/>")
+                made = Markup('<path class="{}" d="{}"{}')
+                parts.append(made.format(line.kind, self._path(line.points), end))
         for x, y in self.dots:
             parts.append(Markup('<path class="dot" d="M{} {}h0"/>').format(*self._place((x, y))))
         return Markup("").join([*parts, Markup("</svg>")])
@@ -70,7 +73,8 @@ class Plot:
         return _round(self._x(point[0])), _round(100 - 100 * min(max(share, 0.0), 1.0))
 
     def _path(self, points: Sequence[Point]) -> str:
-        return "M" + "L".join(" ".join(self._place(point)) for point in points)
+        end = "h0" if len(points) == 1 else ""  # seen where ends are round
+        return "M" + "L".join(" ".join(self._place(point)) for point in points) + end
 
 
 def track(

@@ -3,28 +3,31 @@
 import csv
 import io
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 
-from lifelong.report import charts
+from lifelong.report import charts, curves, formats
+from lifelong.report.build import write_report
 from lifelong.store.files import write_text
 
-DASH = "-"
 Row = dict[str, Any]
 
 
 def points(value: float | None) -> str:
     """A share in percent."""
-    return DASH if value is None else f"{100 * value:.1f}"
+    return formats.score(value, True)
 
 
 def signed(found: dict[str, float] | None) -> str:
     if found is None:
-        return DASH
-    return f"{100 * found['value']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+        return formats.DASH
+    value, low, high = ("+" * (v > 0) + points(v) for v in (found["value"], found["low"], found["high"]))
+    return f"{value} [{low}, {high}]"
 
 
 def reach(row: Row) -> str:
@@ -33,21 +36,6 @@ def reach(row: Row) -> str:
         return points(row["average_accuracy"])
     low, high = row["interval"]
     return f"{points(row['average_accuracy'])} [{points(low)}, {points(high)}]"
-
-
-def amount(value: float | None) -> str:
-    """Bytes in a unit that fits."""
-    if value is None:
-        return DASH
-    for unit in ("B", "kB", "MB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} GB"
-
-
-def number(places: int) -> Callable[[float | None], str]:
-    return lambda value: DASH if value is None else f"{value:.{places}f}"
 
 
 Column = tuple[str, str, Callable[[Row], str]]
@@ -59,12 +47,12 @@ COLUMNS: tuple[Column, ...] = (
     ("forgetting, points", "forgetting", lambda r: points(r["forgetting"])),
     ("learning accuracy, %", "learning_accuracy", lambda r: points(r["learning_accuracy"])),
     ("general ability kept, %", "general_ability", lambda r: points(r["general_ability"])),
-    ("rank", "rank", lambda r: number(1)(r["rank"])),
-    ("time, x", "time", lambda r: number(2)(r["time"])),
-    ("seconds", "seconds", lambda r: number(1)(r["seconds"])),
-    ("peak memory", "peak_memory_bytes", lambda r: amount(r["peak_memory_bytes"])),
-    ("kept per task", "kept_bytes", lambda r: amount(r["kept_bytes"])),
-    ("task identity", "identity", lambda r: r["identity"] or DASH),
+    ("rank", "rank", lambda r: formats.number(r["rank"], 1)),
+    ("time, x", "time", lambda r: formats.number(r["time"], 2)),
+    ("seconds", "seconds", lambda r: formats.number(r["seconds"], 1)),
+    ("peak memory", "peak_memory_bytes", lambda r: formats.size(r["peak_memory_bytes"])),
+    ("kept per task", "kept_bytes", lambda r: formats.size(r["kept_bytes"])),
+    ("task identity", "identity", lambda r: r["identity"] or formats.DASH),
     ("runs", "runs", lambda r: f"{r['runs']} of {r['planned']}" + (", failed" if r["problem"] else "")),
 )
 ERASED: tuple[Column, ...] = (
@@ -75,7 +63,7 @@ TUNED: tuple[Column, ...] = (
     ("on the tuning stream, %", "tuning_score", lambda r: points(r["tuning_score"])),
     ("chosen settings", "settings", lambda r: r["settings"] or "as written"),
     ("tuning, trials", "trials", lambda r: str(r["trials"])),
-    ("tuning, seconds", "tuning_seconds", lambda r: number(1)(r["tuning_seconds"])),
+    ("tuning, seconds", "tuning_seconds", lambda r: formats.number(r["tuning_seconds"], 1)),
 )
 NOTES = (
     "* not distinguishable from the best method: the 95 % interval of the paired difference holds 0.",
@@ -84,13 +72,20 @@ NOTES = (
     "Time: seconds of training in units of sequential training's with the same order and seed.",
     "Task identity: could an answer at test time use which task its row is of, and by what.",
 )
+CURVES = "Average accuracy over the tasks seen, after each stage, mean over runs"
+APART = ("folders", "curves", "interval", "difference")  # not one figure
+REPORT = "report.html"  # of a run, in its folder
 UNTUNED = "No settings were searched for this table: they are those of the bench file."
 
 
 def write_standings(standings: dict[str, Any], output: Path) -> Path:
-    """Write bench.md, bench.csv and bench.html into `output`; returns the page."""
-    write_text(output / "bench.md", as_markdown(standings))
+    """Write bench.md, bench.csv, bench.curves.csv and bench.html into `output`; returns the page."""
+    write_text(output / "bench.md", as_markdown(standings) + curves_as_markdown(standings))
     write_text(output / "bench.csv", as_csv(standings))
+    write_text(output / "bench.curves.csv", curves.as_csv(standings))
+    for folder in (Path(each) for row in standings["rows"] for each in row["folders"]):
+        if not (folder / REPORT).exists():  # the process was killed before
+            write_report([folder], folder / REPORT)
     page = output / "bench.html"
     write_text(page, as_page(standings, output))
     return page
@@ -131,16 +126,26 @@ def columns(standings: dict[str, Any]) -> tuple[Column, ...]:
 
 def as_markdown(standings: dict[str, Any]) -> str:
     shown = columns(standings)
-    lines = [f"| {' | '.join(head for head, _, _ in shown)} |", "|" + "---|" * len(shown)]
-    for row in standings["rows"]:
-        cells = [text(row).replace("|", "\\|") for _, _, text in shown]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {line.splitlines()[-1]}" for line in about(standings))]) + "\n"
+    rows = [[text(row) for _, _, text in shown] for row in standings["rows"]]
+    notes = [f"- {line.splitlines()[-1]}\n" for line in about(standings)]
+    return _markdown_table([head for head, _, _ in shown], rows) + "\n" + "".join(notes)
+
+
+def curves_as_markdown(standings: dict[str, Any]) -> str:
+    heads, rows = curves.table(standings)
+    unit = ", %" * standings["percent"]
+    return f"\n{CURVES}{unit}:\n\n{_markdown_table(heads, rows)}" if rows else ""
+
+
+def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (heads, *rows)]
+    lines = [f"| {line} |\n" for line in lines]
+    return "".join([lines[0], "|" + "---|" * len(heads) + "\n", *lines[1:]])
 
 
 def as_csv(standings: dict[str, Any]) -> str:
     text = io.StringIO()
-    names = [key for key in standings["rows"][0] if key not in ("folders", "interval", "difference")]
+    names = [key for key in standings["rows"][0] if key not in APART]
     ends = ["low", "high", "difference", "difference_low", "difference_high"]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*names, *ends])
@@ -160,16 +165,24 @@ def as_page(standings: dict[str, Any], output: Path) -> str:
         {
             "bound": row["bound"],
             "cells": [(text(row), _key(row[key])) for _, key, text in shown],
-            "links": [_link(folder, output) for folder in row["folders"]],
+            "label": row["label"],
+            "lacks": "" if row["runs"] == row["planned"] else f"{row['runs']} of {row['planned']} runs",
+            "anchor": f"curve-{place}",
+            "links": [
+                (curve["order"], curve["seed"], points(curve["average"][-1]), _link(folder, output))
+                for curve, folder in zip(row["curves"], row["folders"], strict=True)
+            ],
         }
-        for row in standings["rows"]
+        for place, row in enumerate(standings["rows"], start=1)
     ]
     return environment.get_template("standings.html.jinja").render(
         title=standings["name"], heads=[head for head, _, _ in shown], rows=rows, notes=about(standings),
         plots=[
             _plot(standings["rows"], "time", "training time, in units of sequential training's"),
-            _plot(standings["rows"], "kept_bytes", "MB kept per task", 1e6),
+            _plot(standings["rows"], "kept_bytes", "MiB kept per task", 2**20),
         ],
+        curves=curves.figures(standings), averages=curves.table(standings),
+        percent=standings["percent"],
     )  # fmt: skip
 
 
@@ -179,11 +192,9 @@ def _key(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _link(folder: str, output: Path) -> tuple[str, str]:
-    """(name, address) of a run, from the page."""
-    path = Path(folder)
-    inside = path.is_relative_to(output)
-    return path.name, str(path.relative_to(output) if inside else path) + "/report.html"
+def _link(folder: str, output: Path) -> str:
+    """Address of a run's report, from the page."""
+    return quote(Path(os.path.relpath(Path(folder) / REPORT, output)).as_posix())
 
 
 def _plot(rows: list[Row], key: str, label: str, unit: float = 1.0) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import yaml
 
 from lifelong import standings
 from lifelong.errors import UserError
+from lifelong.report import formats
 from lifelong.report.standings import as_markdown, write_standings
 from lifelong.streams import bench_file
 
@@ -50,6 +51,7 @@ def test_runs_bounds_failures_and_resume(lifelong, bench, project):
     untrained = (first / "stages" / "000-untrained" / "evaluation.json").read_text()
     other = project / "out" / "sequential" / "order0-seed0" / "stages" / "000-untrained" / "evaluation.json"
     assert untrained == other.read_text()  # measured once
+    (first / "report.html").unlink()  # as if the process had been killed before it
     again = lifelong("bench", bench(methods={"l2": methods["l2"]}))
     assert again.status == 0 and (first / "summary.json").stat().st_mtime_ns == kept
     table = (project / "out" / "bench.md").read_text()
@@ -59,6 +61,32 @@ def test_runs_bounds_failures_and_resume(lifelong, bench, project):
     assert {line["label"] for line in lines} == {"sequential", "joint", "per_task", "l2"}
     page = (project / "out" / "bench.html").read_text()
     assert "l2/order0-seed1/report.html" in page and (first / "report.html").exists()
+    _check_curves(project / "out", rows)
+
+
+def _check_curves(folder, rows):
+    """Every cell of the matrices from the stage that taught it on, and their averages."""
+    with (folder / "bench.curves.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    for label in ("sequential", "l2", "joint", "per_task"):
+        ends = []
+        for seed in (0, 1):
+            summary = json.loads((folder / label / f"order0-seed{seed}" / "summary.json").read_text())
+            mine = [line for line in lines if line["label"] == label and line["seed"] == str(seed)]
+            cells = {(line["stage"], line["task"]): float(line["value"]) for line in mine}
+            matrix = summary["matrix"]["values"]
+            first, second = ([row[i] for row in matrix] for i in (0, 1))
+            told = {
+                ("2", "sky"): first[-1],
+                ("2", "farm"): second[-1],
+                ("2", ""): (first[-1] + second[-1]) / 2,
+            }
+            if len(matrix) == 2:  # bounds are judged once, at the end
+                told |= {("1", "sky"): first[0], ("1", ""): first[0]}
+            assert cells == pytest.approx(told)
+            assert {line["place"] for line in mine if line["task"] == "farm"} == {"2"}
+            ends.append(cells["2", ""])
+        assert sum(ends) / 2 == pytest.approx(rows[label]["average_accuracy"])
 
 
 @pytest.mark.parametrize(
@@ -140,8 +168,8 @@ def test_what_was_erased_stands_in_the_table_of_a_stream_that_erases(bench):
     found["rows"][0] |= {"erased_accuracy": 0.25, "erasure_gap": -0.05}
     head, _, first, second, *_ = as_markdown(found).splitlines()
     told = [dict(zip(head.split(" | "), row.split(" | "), strict=True)) for row in (first, second)]
-    assert [row["accuracy on what was erased, %"] for row in told] == ["25.0", "-"]
-    assert [row["erasure gap, points"] for row in told] == ["-5.0", "-"]
+    assert [row["accuracy on what was erased, %"] for row in told] == ["25.0", formats.DASH]
+    assert [row["erasure gap, points"] for row in told] == [f"{formats.MINUS}5.0", formats.DASH]
 
 
 def test_what_was_erased_counts_in_no_interval(lifelong, bench, project):

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 
+import bench_page
 import pytest
 import synthetic
 
@@ -55,6 +56,14 @@ def test_nothing_sticks_out(tmp_path, text, width, height):
     content, window, pictures, boxes, misshapen = measure(tmp_path, text, width, height)
     assert window == width and content <= width
     assert pictures > 40 and boxes == misshapen == 0
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 900)])
+def test_nothing_sticks_out_of_the_page_of_a_bench(tmp_path, width, height):
+    rows = bench_page.many(6, 20, 3, "a_method_of_a_long_name_{}_" + "x" * 40)
+    content, window, pictures, _, misshapen = measure(tmp_path, bench_page.page(rows), width, height)
+    assert window == width and content <= width
+    assert pictures == 2 + 5 + 6 and misshapen == 0  # plots, the key, a chart for each method
 
 
 def test_the_measure_sees_what_sticks_out(tmp_path, text):

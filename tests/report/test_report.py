@@ -5,55 +5,13 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 import synthetic
+from html_page import Page
 
 from lifelong.report import compare, formats
 from lifelong.report.build import build_report, write_report
-
-VOID = {"meta", "link", "br", "hr", "img", "input", "rect", "path", "line", "circle"}
-
-
-class Page(HTMLParser):
-    """Checks that tags are balanced, and collects what the tests ask about."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.ids, self.links, self.tables = [], [], [], [], []
-        self.svg_labels, self.cell = [], None
-        self.feed(text)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        self.tags.append(tag)
-        self.ids += [values["id"]] if "id" in values else []
-        self.links += [values[k] for k in ("href", "src", "action", "data") if k in values]
-        if tag == "svg" and values.get("role") == "img":
-            self.svg_labels.append(values["aria-label"])
-        if tag == "table":
-            self.tables.append([])
-        if tag == "tr":
-            self.tables[-1].append([])
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        assert tag in VOID, tag
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, text):
-        if {"td", "th"} & set(self.open[-2:]):
-            self.tables[-1][-1][-1] += text
 
 
 @pytest.fixture(scope="module")
