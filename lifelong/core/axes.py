@@ -143,6 +143,7 @@ class Tuner(Active):
     has_subspaces: ClassVar[bool] = False  # answers `subspaces`
     trains_base: ClassVar[bool] = False  # base weights move, so they are kept in float32
     rewrites_base: ClassVar[bool] = False  # a hook writes base weights, though no step trains them
+    keeps_body: ClassVar[bool] = False  # below its label head the network stays what was loaded, at any time
     folds: ClassVar[bool] = True  # `fold` leaves a plain transformers model
     grows: ClassVar[bool] = False  # parameters may appear, grow or go in any hook
     interpolates: ClassVar[bool] = False  # `interpolate` leaves a share of the stage's update

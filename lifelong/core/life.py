@@ -56,6 +56,7 @@ class Life:
         accelerator: Accelerator,
     ) -> None:
         self.model, self.network = model, model.network
+        model.kept.look_again()
         self.stream = stream
         self.methods = methods
         self.seed, self.precision = seed, precision
