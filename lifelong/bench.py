@@ -1,8 +1,8 @@
 """Runs the cells of a bench file on a pool (see `pools`): resumes, skips what is done, and goes on
 where one fails.
 
-A worker keeps the model that it has loaded and hands a copy to every run. Runs that differ in the
-method alone share the evaluation of the untrained model.
+A worker keeps the model that it has loaded and hands a copy to every run; copies share the features of a
+body that no method moves. Runs that differ in the method alone share the evaluation of the untrained model.
 """
 
 import copy
@@ -10,6 +10,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -191,6 +192,6 @@ def make(cell: Cell, untrained: Path | None, folder: Path, models: dict[str, Any
     if key not in models:
         models.clear()  # one at a time is kept
         models[key] = launch.load_model(cell.chosen, cell.seed)
-    model = copy.deepcopy(models[key])
+    model = replace(models[key], network=copy.deepcopy(models[key].network))
     launch.run(model, cell.chosen, output=cell.folder, seed=cell.seed, folder=folder, untrained=untrained)
     write_report([cell.folder], cell.folder / "report.html")

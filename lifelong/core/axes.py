@@ -143,6 +143,7 @@ class Tuner(Active):
     has_subspaces: ClassVar[bool] = False  # answers `subspaces`
     trains_base: ClassVar[bool] = False  # base weights move, so they are kept in float32
     rewrites_base: ClassVar[bool] = False  # a hook writes base weights, though no step trains them
+    keeps_body: ClassVar[bool] = False  # below its label head the network stays what was loaded, at any time
     folds: ClassVar[bool] = True  # `fold` leaves a plain transformers model
     grows: ClassVar[bool] = False  # parameters may appear, grow or go in any hook
     interpolates: ClassVar[bool] = False  # `interpolate` leaves a share of the stage's update
@@ -273,9 +274,7 @@ class Mixing(Active):
         raise TypeError(f"{type(self).__name__} takes its rows when a stage begins")
 
     def take(self, num_rows: Sequence[int]) -> Sequence[int]:
-        """How many of the rows of each part this stage sees, where not `draws`: a subset drawn once,
-        visited like the stage's own rows, each once an epoch.
-        """
+        """Rows of each part that this stage sees, where not `draws`: drawn once, visited once an epoch."""
         raise TypeError(f"{type(self).__name__} draws its rows at every step")
 
     def asks(self, context: Context, state: State, num_parts: int) -> bool:

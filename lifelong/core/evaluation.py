@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -40,6 +41,18 @@ def candidates(stream: Stream, each: EvalSet, row: int) -> tuple[str, ...]:
         return each.labels
     known = stream.labels(row) if stream.candidates == "seen" else stream.labels()
     return tuple(dict.fromkeys((*known, *each.labels)))
+
+
+@contextmanager
+def answering(life: Life) -> Iterator[None]:
+    """The model as its tuner means it to be used; features are kept where the tuner keeps the body."""
+    model = life.model
+    with life.autocast(), life.serving():
+        model.still = life.methods.tuner.keeps_body
+        try:
+            yield
+        finally:
+            model.still = False
 
 
 def judge(model: Any, each: EvalSet, labels: Sequence[str]) -> tuple[dict[str, Any], list[Answer]]:
@@ -118,7 +131,7 @@ def measure(
         cost = {"name": stream.stages[row - 1].name, **life.spent, **life.sizes()}
         folder.write(row, "cost.json", cost)
     for number, (task, each) in enumerate(sets):
-        with life.autocast(), life.serving():
+        with answering(life):
             result, answers = judge(life.model, each, candidates(stream, each, row))
         found.append(result | {"task": task, "general": task is None, "data": identity(each)})
         lines += _lines(each, answers, row)
@@ -161,7 +174,7 @@ def glance(life: Life) -> dict[str, float]:
     """
     stream, row = life.stream, life.stage + 1
     current = stream.current(row)
-    with life.autocast(), life.serving():
+    with answering(life):
         return {
             each.name: judge(life.model, each, candidates(stream, each, row))[0]["benefit"]
             for _, each in stream.columns()

@@ -197,8 +197,7 @@ def _answers(
     ]
     for chosen in batches_by_length(lengths, BATCH_TOKENS):
         batch = _stack([bodies[i] for i in chosen], model)
-        batch = {key: value.to(model.device) for key, value in batch.items()}
-        logits = head(features(model.network, batch, pooling))[:, columns].float()
+        logits = head(_features(model, head, batch, pooling))[:, columns].float()
         scores = logits.log_softmax(1).cpu()
         references = [str(rows[i]["label"]) for i in chosen]
         asked = torch.tensor([place.get(name, 0) for name in references])
@@ -208,6 +207,16 @@ def _answers(
         ):
             found[i] = Answer(names[best], (own,), score if own in place else -math.inf, 1)
     return found
+
+
+def _features(model: Model, head: LabelHead, batch: Batch, pooling: Pooling) -> Tensor:
+    """(B, H), contiguous whether they are computed or were kept: a head may round by the layout."""
+
+    def compute() -> Tensor:
+        moved = {key: value.to(model.device) for key, value in batch.items()}
+        return features(model.network, moved, pooling).contiguous()
+
+    return model.kept.recall(model.network, head, batch, pooling, compute) if model.still else compute()
 
 
 def _bodies(rows: Sequence[Row], model: Model) -> tuple[list[Example], int]:

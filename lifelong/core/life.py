@@ -56,6 +56,7 @@ class Life:
         accelerator: Accelerator,
     ) -> None:
         self.model, self.network = model, model.network
+        model.kept.look_again()
         self.stream = stream
         self.methods = methods
         self.seed, self.precision = seed, precision
@@ -368,9 +369,7 @@ class Life:
         )
 
     def sizes(self) -> dict[str, int]:
-        """Bytes kept for the past: by tuner and penalties, and by the memory or as the rows that a mixing
-        may ask for again.
-        """
+        """Bytes kept for the past: by methods; by the memory, or as rows that a mixing may ask for again."""
         if self.methods.mixing is not None:
             self.ensure_rows()
         memory = states.num_bytes(self.states.get("replay", {}))

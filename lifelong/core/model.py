@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from lifelong.core.kept import Kept
+
 Kind = Literal["decoder", "encoder_decoder", "encoder", "vision"]
 
 
@@ -23,6 +25,8 @@ class Model:
     notes: dict[str, Any] = field(default_factory=dict)
     answering: Callable[[Any, Sequence[Any], Sequence[str]], list[Any]] | None = None  # set by a tuner that
     # looks at rows before they are answered: (objective, rows, labels) -> answers
+    still: bool = False  # while it answers by a body that no method moves: features are looked up in `kept`
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def device(self) -> torch.device:

@@ -149,5 +149,5 @@ class Judge:
         life = self.life
         self.count += 1
         labels = evaluation.candidates(life.stream, each, life.stage + 1)
-        with life.autocast(), life.serving():
+        with evaluation.answering(life):
             return evaluation.judge(life.model, each, labels)

@@ -58,8 +58,7 @@ def encode(
             count = len(items) - max(1, round(mixing.held_fraction * len(items)))
             found.held.append([items[i] for i in sorted(order[count:])])
         if mixing is not None and mixing.past and not stage.parts:
-            again = len(items) if mixing.draws else mixing.take([len(items), 0])[0]
-            found.kept_bytes += num_bytes([items[i].example for i in order[:again]])
+            found.kept_bytes += _bytes_asked_again(mixing, [items[i] for i in order])
         kept = sorted(order[:count])
         if not kept and task >= before:
             raise UserError(f"stage {part.name}: no training row is left after encoding.")
@@ -67,3 +66,9 @@ def encode(
         found.pool += [items[i] for i in kept]
         found.rows += [rows[i] for i in kept]
     return found
+
+
+def _bytes_asked_again(mixing: Mixing, items: list[Item]) -> int:
+    """Of the items of one part, in the order that they are taken in."""
+    again = len(items) if mixing.draws else mixing.take([len(items), 0])[0]
+    return num_bytes([item.example for item in items[:again]])

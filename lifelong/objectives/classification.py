@@ -61,16 +61,14 @@ class Classification(Objective):
             linear.attach(model).grow(labels, seed)
 
     def encode(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> Encoded:
-        rows = list(rows)  # an image may be made at every look
-        self._check(rows, model)
+        rows = self._checked(list(rows), model)  # an image may be made at every look
         if self.has_linear_head(model):
             return linear.encode(rows, model, labels)
         names = [linear.known_label(row, i, labels or [str(row["label"])]) for i, row in enumerate(rows)]
         tokens = _label_tokens([*labels, *names], model)
         prompts, truncated = self._prompts(rows, model, tokens)
-        return Encoded(
-            [pair(p, tokens[name], model) for p, name in zip(prompts, names, strict=True)], truncated
-        )
+        pairs = [pair(p, tokens[name], model) for p, name in zip(prompts, names, strict=True)]
+        return Encoded(pairs, truncated)
 
     def collate(self, examples: Sequence[Example], model: Model) -> Batch:
         return (linear.collate if self.has_linear_head(model) else collate_text)(examples, model)
@@ -84,8 +82,7 @@ class Classification(Objective):
         return linear.features(network, batch, self.pooling)
 
     def answer(self, rows: Sequence[Row], model: Model, labels: Sequence[str]) -> list[Answer]:
-        rows = list(rows)
-        self._check(rows, model)
+        rows = self._checked(list(rows), model)
         if self.has_linear_head(model):
             return linear.answer(rows, model, labels, self.pooling)
         if not labels:
@@ -116,11 +113,12 @@ class Classification(Objective):
             )
         return self.head == "linear" or not generative
 
-    def _check(self, rows: Sequence[Row], model: Model) -> None:
+    def _checked(self, rows: list[Row], model: Model) -> list[Row]:
         check_columns(rows, self, "Classification")
         column = "image" if model.kind == "vision" else "text"
         if any(row.get(column) is None for row in rows):
             raise UserError(f"a model of kind {model.kind} reads the column `{column}`, which a row lacks.")
+        return rows
 
 
 Tokens = dict[str, list[int]]  # of a label, its end token included

@@ -6,7 +6,10 @@ from collections.abc import Iterable, Mapping
 from datetime import date, time
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SOURCE = "__source__"  # column of a row that says where it was read; no part of its content
 
@@ -24,6 +27,22 @@ def row_digest(row: Mapping[str, Any]) -> str:
 def rows_digest(rows: Iterable[Mapping[str, Any]]) -> str:
     """SHA-256 of rows in their order."""
     return digest([{key: value for key, value in row.items() if key != SOURCE} for row in rows])
+
+
+def tensors_digest(tensors: Mapping[str, "Tensor"]) -> str:
+    """SHA-256 over name, shape, type and bytes of every tensor, by name.
+
+    The type counts: the same values in another precision are other bytes. About 0.5 s per gigabyte where
+    the processor has SHA instructions.
+    """
+    import torch
+
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach()
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        found.update(memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return found.hexdigest()
 
 
 def sources_digest(package: Path) -> str:

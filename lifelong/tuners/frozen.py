@@ -18,6 +18,7 @@ class Frozen(Tuner):
     paper: ClassVar[str] = "linear probing"
     cost: ClassVar[str] = "none: no gradient passes through the network"
     verified: ClassVar[tuple[str, ...]] = ("no weight of the network changes a bit",)
+    keeps_body: ClassVar[bool] = True
 
     def attach(self, model: Model, state: State | None, seed: int) -> State:
         model.network.requires_grad_(False)

@@ -123,12 +123,10 @@ class Mora(Tuner):
         elif self.relevance == "cosine":
             sizes = down.float().norm(dim=1) * inputs.float().norm(dim=-1, keepdim=True)
             scores = scores / sizes.clamp(min=1e-12)
-        if self.temperature != 1:
-            scores = scores / self.temperature
+        scores = scores if self.temperature == 1 else scores / self.temperature
         if scores.shape[-1] > self.budget:
-            with torch.no_grad():
-                top = scores.topk(self.budget, dim=-1, sorted=False).indices
-                outside = torch.full_like(scores, -torch.inf).scatter_(-1, top, 0.0)
+            top = scores.detach().topk(self.budget, dim=-1, sorted=False).indices
+            outside = torch.full_like(scores, -torch.inf).scatter_(-1, top, 0.0)
             scores = scores + outside
         return scores.softmax(-1)
 

@@ -214,13 +214,17 @@ def test_exports_to_plain_transformers(name, architecture, tmp_path):
 
 @pytest.mark.parametrize("name", TUNERS)
 def test_base_weights_stand_still_where_a_tuner_says_so(name, tmp_path):
-    """Then the pretrained network that diagnostics compare with is a second tree over the same memory."""
-    model = tiny.model("bert")
+    """Then the pretrained network that diagnostics compare with is a second tree over the same memory. And
+    where it says that the body is what was loaded, features of the body may be kept.
+    """
+    model, batch = tiny.model("bert"), batch_of("bert")
+    features = model.network(**batch)[0]
     seen = {n: p.detach() for n, p in model.network.named_parameters()}
     before = {n: p.clone() for n, p in seen.items()}
     train(tmp_path / "run", methods_with(name), "bert", model=model)
     moved = not all(torch.equal(seen[n], before[n]) for n in seen)
     assert moved == (made(name).trains_base or made(name).rewrites_base)
+    assert torch.equal(model.network.eval()(**batch)[0], features) == made(name).keeps_body
 
 
 OPTIONS |= {"skill_localization": {"passes": 1, "num_examples": 4}, "linear_probe": {"num_examples": 6},

@@ -5,7 +5,9 @@ import json
 
 import pytest
 import yaml
+from torch import nn
 
+from lifelong import bench as runs
 from lifelong import standings
 from lifelong.errors import UserError
 from lifelong.report import formats
@@ -119,6 +121,29 @@ def test_the_untrained_model_is_judged_once_for_all_paces_and_anew_for_other_row
     assert rows("defaults.learning_rate=1", "defaults.epochs=3", "stages.sky.weight_decay=1")
     assert not rows("stages.sky.eval.limit=2") and not rows("candidates=all")
     assert not rows("stages.sky.objective={classification: {template: 'x {text}'}}")
+
+
+def test_a_worker_computes_features_of_evaluation_rows_once_for_all_methods_and_seeds(bench, project):
+    """Rows to be learned pass through the body in every run: their time is compared."""
+    stream = yaml.safe_load((project / "stream.yaml").read_text()) | {"general": [], "candidates": "seen"}
+    stream["defaults"]["objective"] = {"classification": {"head": "linear"}}
+    methods = {"nmc": ["frozen", "nmc"], "acu": ["frozen", "acu"], "lora": ["lora", "nmc"]}
+    worker, passes, seen = {}, [], []
+
+    def count(module, *_):
+        seen.extend([module] * (type(module).__name__ == "LlamaModel"))
+
+    hook = nn.modules.module.register_module_forward_hook(count)
+    try:
+        for cell in bench_file.read(bench(stream=stream, methods=methods, bounds=False)).cells:
+            runs.make(cell, None, project, worker)
+            passes.append(len(seen))
+            seen.clear()
+    finally:
+        hook.remove()
+    learned, judged = 2, 2  # stages; evaluation sets, each judged after both stages
+    frozen = [learned + judged, learned, learned, learned]  # nmc and acu with two seeds each
+    assert passes == frozen + 2 * [learned + 2 * judged]
 
 
 MISTAKES = {
