@@ -10,7 +10,8 @@ from typing import Any
 
 from lifelong.pools import DIED, Work
 
-CLOSING_SECONDS = 5.0
+CLOSING_SECONDS = 5.0  # for a worker to see that nobody waits for it
+SAVING_SECONDS = 30.0  # for a run to reach a place where it can save
 
 
 class Worker:
@@ -43,10 +44,16 @@ class Worker:
             return DIED.format(cause=cause)
 
     def close(self) -> None:
+        """A run in work is asked to save and to leave; one that cannot in time goes on from its last
+        checkpoint when it is taken up again.
+        """
         self.pipe.close()
         self.process.join(CLOSING_SECONDS)
         if self.process.is_alive():
             self.process.terminate()
+            self.process.join(SAVING_SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
             self.process.join()
 
 

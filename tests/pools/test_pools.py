@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from jobs import work
 
 from lifelong import pools
 from lifelong.errors import UserError
+from lifelong.pools import processes
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
 on_ray = pytest.mark.skipif(not HAS_RAY, reason="needs Ray: pip install 'lifelong[ray]'")
@@ -79,3 +81,15 @@ def test_without_ray_the_package_is_named(monkeypatch):
 def test_a_cluster_that_does_not_answer_is_told(address):
     with pytest.raises(UserError, match=f"ray: `{address}` must be"), pools.opened(work, 1, 1, address):
         pass
+
+
+def test_a_job_that_does_not_end_is_stopped(monkeypatch, tmp_path):
+    monkeypatch.setattr(processes, "CLOSING_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "SAVING_SECONDS", 0.1)
+    begun = tmp_path / "begun"
+    with pools.opened(work, 1, 1, "") as pool:
+        pool.begin(f"stubborn {begun}")
+        while not begun.exists():
+            time.sleep(0.01)
+        left = time.perf_counter()
+    assert time.perf_counter() - left < 5.0
