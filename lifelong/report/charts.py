@@ -5,12 +5,14 @@ Line plots are drawn in a 100 x 100 box that stretches; strokes do not stretch w
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
 Point = tuple[float, float]
+WIDE = 50  # ratio of the largest value to the smallest from which on an axis goes by powers
+APART = 12.0  # percent of such an axis that are left to 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,31 @@ def nice_range(
     if within:
         low, high = max(low, within[0]), min(high, within[1])
     return low, high, step
+
+
+Scale = tuple[Callable[[float], float], list[tuple[float, str]]]  # value -> percent of the length; ticks
+
+
+def scale(values: Sequence[float], base: float, text: Callable[[float], str], least: float = 0.0) -> Scale:
+    """An axis from 0, for values >= 0. Where they differ by more than WIDE it goes by powers of `base`, and 0
+    stands apart at the left end; what lies between 0 and `least` is drawn at `least`.
+    """
+    known, most = [max(value, least) for value in values if value > 0], max(values)
+    if not known or most <= WIDE * min(known):
+        unit = base ** math.floor(math.log(most, base)) if known else 1.0
+        _, high, step = nice_range([0.0, most / unit], (0.0, math.inf))
+        ticks = [(100 * i * step / high, text(i * step * unit)) for i in range(round(high / step) + 1)]
+        return lambda value: 100 * value / unit / high, ticks
+    first, last = math.floor(math.log(min(known), base)), math.ceil(math.log(most, base))
+    start = APART if len(known) < len(values) else 0.0
+
+    def place(value: float) -> float:
+        if value <= 0:
+            return 0.0
+        return start + (100 - start) * (math.log(max(value, least), base) - first) / (last - first)
+
+    powers = [base**k for k in range(first, last + 1, math.ceil((last - first) / 5))]
+    return place, [(place(value), text(value)) for value in ([0.0] if start else []) + powers]
 
 
 def thin(points: Sequence[Point], limit: int) -> list[Point]:

@@ -178,8 +178,10 @@ def as_page(standings: dict[str, Any], output: Path) -> str:
     return environment.get_template("standings.html.jinja").render(
         title=standings["name"], heads=[head for head, _, _ in shown], rows=rows, notes=about(standings),
         plots=[
-            _plot(standings["rows"], "time", "training time, in units of sequential training's"),
-            _plot(standings["rows"], "kept_bytes", "MiB kept per task", 2**20),
+            _plot(standings["rows"], "time", "training time, in units of sequential training's",
+                  lambda found: charts.scale(found, 10.0, "{:g}".format), standings["percent"]),
+            _plot(standings["rows"], "kept_bytes", "bytes kept per task",
+                  lambda found: charts.scale(found, 1024.0, formats.size, least=1.0), standings["percent"]),
         ],
         curves=curves.figures(standings), averages=curves.table(standings),
         percent=standings["percent"],
@@ -197,23 +199,22 @@ def _link(folder: str, output: Path) -> str:
     return quote(Path(os.path.relpath(Path(folder) / REPORT, output)).as_posix())
 
 
-def _plot(rows: list[Row], key: str, label: str, unit: float = 1.0) -> dict[str, Any] | None:
+def _plot(
+    rows: list[Row], key: str, label: str, scale: Callable[[list[float]], charts.Scale], percent: bool
+) -> dict[str, Any] | None:
     """Accuracy against a cost, as places in percent of the axes."""
     known = [r for r in rows if r[key] is not None and r["average_accuracy"] is not None]
     if len(known) < 2:
         return None
-    across = charts.nice_range([0.0, *(r[key] / unit for r in known)], (0.0, math.inf))
-    up = charts.nice_range([100 * r["average_accuracy"] for r in known])
-
-    def ticks(axis: tuple[float, float, float]) -> list[tuple[float, str]]:
-        low, high, step = axis
-        count = round((high - low) / step)
-        return [(100 * i / count, f"{low + i * step:g}") for i in range(count + 1)]
-
+    place, across = scale([r[key] for r in known])
+    low, high, step = charts.nice_range(
+        [100 * r["average_accuracy"] for r in known], (0.0, 100.0) if percent else None
+    )
+    count = (high - low) / step
+    up = [(100 * i / count, f"{low + i * step:g}") for i in range(math.floor(count) + 1)]
     dots = [
         {
-            "x": 100 * (r[key] / unit - across[0]) / (across[1] - across[0]),
-            "y": 100 * (100 * r["average_accuracy"] - up[0]) / (up[1] - up[0]),
+            "x": place(r[key]), "y": 100 * (100 * r["average_accuracy"] - low) / (high - low),
             "label": r["label"], "bound": r["bound"],
         }
         for r in known
@@ -221,4 +222,4 @@ def _plot(rows: list[Row], key: str, label: str, unit: float = 1.0) -> dict[str,
     for index, dot in enumerate(dots):  # a name that would lie on another one is left to the pointer
         crowd = [other for other in dots[:index] if other["named"]]
         dot["named"] = all(abs(dot["x"] - o["x"]) > 20 or abs(dot["y"] - o["y"]) > 5 for o in crowd)
-    return {"label": label, "dots": dots, "across": ticks(across), "up": ticks(up)}
+    return {"label": label, "dots": dots, "across": across, "up": up}
