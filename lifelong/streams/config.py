@@ -323,7 +323,22 @@ class RunConfig(Part):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything in the record that can change a number (files are not read)."""
-        return digest({key: value for key, value in self.resolved().items() if key not in LABELS})
+        return digest(self._telling())
+
+    @property
+    def asks(self) -> str:
+        """The same wherever the files lie: the fingerprint of their rows stands beside it."""
+        return digest(_without(self._telling(), "path"))
+
+    def _telling(self) -> Settings:
+        return {key: value for key, value in self.resolved().items() if key not in LABELS}
+
+
+def _without(value: Any, name: str) -> Any:
+    """Plain values, every entry of that name left out."""
+    if isinstance(value, dict):
+        return {key: _without(each, name) for key, each in value.items() if key != name}
+    return [_without(each, name) for each in value] if isinstance(value, list) else value
 
 
 def read(path: str | Path, changes: Iterable[str] = ()) -> RunConfig:

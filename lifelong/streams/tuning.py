@@ -45,7 +45,7 @@ class Tuning(NamedTuple):
 
     def digest(self, label: str) -> str:
         """Of all that the choice for a method follows from, but the rows: every run of its trials."""
-        runs = [[c.chosen.fingerprint, c.order, c.seed] for trial in self.of(label) for c in trial.cells]
+        runs = [[c.chosen.asks, c.order, c.seed] for trial in self.of(label) for c in trial.cells]
         return digest(runs)[:16]
 
 

@@ -335,6 +335,19 @@ def test_a_bench_refuses_settings_of_another_search(lifelong, bench, project, he
     assert lifelong("bench", bench(**same)).status == 0  # the control
 
 
+def test_settings_that_were_chosen_hold_wherever_the_rows_lie(lifelong, bench, project, here, tuned):
+    (project / "moved").mkdir()
+    for file in list(project.glob("*.jsonl")):
+        shutil.copy(file, project / "moved" / file.name)
+    text = re.sub(r"(train|eval): (\S+\.jsonl)", r"\1: moved/\2", (project / "bench.yaml").read_text())
+    assert text.count("moved/") == 8
+    (project / "bench.yaml").write_text(text)
+    assert lifelong("bench", project / "bench.yaml").status == 0
+    rows = project / "moved" / "old-sky.train.jsonl"
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[1:]))
+    assert lifelong("bench", project / "bench.yaml").status == 2  # other rows there
+
+
 def test_a_bench_refuses_without_the_file_and_with_an_edited_one(lifelong, project, here, tuned):
     file = project / "bench.tuned.yaml"
     text = file.read_text()
