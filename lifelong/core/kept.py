@@ -52,7 +52,7 @@ class Kept:
         """Drop all that another body made. Inside a run weights are read again where they were written or
         exchanged; what goes by `.data` past the count of writes is the tuner's promise (`keeps_body`).
         """
-        own = {id(each) for each in head.parameters()}
+        own = {id(each) for each in (*head.parameters(), *head.buffers())}
         named = (*network.named_parameters(), *network.named_buffers())
         body = {name: each for name, each in named if id(each) not in own}
         marks = [(each.data_ptr(), each._version) for each in body.values()]

@@ -74,6 +74,14 @@ def test_answers_are_bit_for_bit_those_of_a_run_that_computes_every_feature(arch
     assert other != plain  # control: the files tell one body from another
 
 
+def test_random_features_of_a_head_are_no_part_of_the_body(tmp_path):
+    model, made = tiny.model("bert"), {}
+    for seed in (0, 1):
+        passes, _ = run(tmp_path / str(seed), another(model), analytic=Acu(expansion=16), seed=seed)
+        made[seed] = passes
+    assert made[0] - made[1] == LEARNED  # every set was judged once by another head before
+
+
 def test_a_head_that_is_trained_by_gradient_is_judged_on_kept_features(tmp_path):
     stream, found = tiny_stream.stream(stages=STAGES, general=False), {}
     model = tiny.model("bert")
