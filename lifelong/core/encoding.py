@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +43,20 @@ def check_columns(rows: Sequence[Row], objective: Objective, where: str) -> None
             f"{type(objective).__name__} reads {sets}: use columns: {{...}} to map names, such as "
             f"columns: {{{missing[0]}: {guess}}}."
         )
+
+
+def telling(rows: Sequence[Row]) -> Sequence[Row]:
+    """Rows that show whether all can be encoded: of arrays that are alike in shape and type, which processors
+    take alike, the first of each label; else all.
+    """
+    forms, first = set(), {}
+    for row in rows:
+        image = row.get("image")
+        forms.add((image.shape, image.dtype) if isinstance(image, np.ndarray) else None)
+        first.setdefault(row.get("label"), row)
+        if None in forms or len(forms) > 1:
+            return rows
+    return list(first.values())
 
 
 def tokenise(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -27,6 +27,7 @@ from lifelong.core.axes import (
 )
 from lifelong.core.batching import Item, Part
 from lifelong.core.composition import Methods, snake
+from lifelong.core.encoding import telling
 from lifelong.core.model import Model
 from lifelong.core.stream import Stage, Stream
 from lifelong.errors import UserError
@@ -199,7 +200,7 @@ class Life:
     def check_rows(self) -> None:
         """Encode the rows of every stage once: what cannot be learned is told before any is trained."""
         for task in self.tasks:
-            task.objective.encode(task.rows, self.model, self.stream.labels())
+            task.objective.encode(telling(task.rows), self.model, self.stream.labels())
 
     def ensure_rows(self) -> None:
         """A run that is resumed where a stage has ended has no rows in hand."""

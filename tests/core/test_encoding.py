@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import tiny
 from tokenizers.processors import TemplateProcessing
@@ -120,3 +121,15 @@ def test_collate_pads_right_and_omits_the_mask_where_nothing_is_padded():
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert {each.dtype for each in batch.values()} == {encoding.torch.int64}
     assert "attention_mask" not in encoding.collate_text(pairs[:1] * 2, model)
+
+
+def test_arrays_that_are_alike_are_told_by_one_of_each_label():
+    def row(label, shape=(4, 4), kind=np.uint8):
+        return {"image": np.zeros(shape, kind), "label": label}
+
+    rows = [row("a"), row("b"), row("a"), row("c")]
+    assert [each["label"] for each in encoding.telling(rows)] == ["a", "b", "c"]
+    odd = (row("a", (4, 5)), row("a", kind=np.float32), {"image": "a.png", "label": "a"}, {"text": "a"})
+    for each in odd:
+        assert encoding.telling([*rows, each]) == [*rows, each]
+    assert encoding.telling([row("a"), {**row("a"), "label": None}])[1]["label"] is None
