@@ -9,9 +9,9 @@ request alone, and leaves what training without them would have left, up to roun
 is new is a zero column of W: no earlier row was of it. Float64 throughout; R is kept symmetric.
 
 With an `expansion` of L, X are L random features of the network's, relu(f / |f| @ N(0, 1)), drawn by
-the run's seed and kept with the head: classes that no plane parts in H dimensions are parted in L.
-Without, the head is linear in the network's features, and small. Where 25 or 100 rows of each of 150
-classes are there, L of some thousands and a `ridge` of 10 to 100 suit (docs/results).
+the run's seed and kept with the head (as in McDonnell et al. 2023, arXiv:2307.02251): classes that no
+plane parts in H dimensions are parted in L. Without, the head is linear in the network's features, and
+small. For 25 or 100 rows of each of 150 classes L of some thousands and a `ridge` of 10 to 100 suit.
 
 Differences: a constant feature stands for the bias (`intercept`), features have unit length before
 they are expanded. A request with rows that were never learned is refused where it shows (a class
