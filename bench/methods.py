@@ -5,6 +5,9 @@ same rows. The least follows from what a method's mathematics ask for (bench/cas
 step is made of: seconds of its forward pass, backward pass and update, the rate at which its forward pass
 multiplies, and the bytes that this machine streams in a second. A learner in closed form makes no steps: a
 step is then the rows of one stage, and plain training one forward pass over them.
+
+On a processor all of it has one thread: there times add up as arithmetic does, while thin products are
+spread over threads less well than the thick ones of plain training.
 """
 
 from collections.abc import Callable
@@ -77,7 +80,12 @@ class Plain(NamedTuple):
 
 
 def measure(settings: Settings) -> list[Figure]:
-    return compare(settings, SIZE)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return compare(settings, SIZE)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def compare(settings: Settings, size: Size, only: tuple[str, ...] = ()) -> list[Figure]:
