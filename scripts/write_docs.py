@@ -91,8 +91,9 @@ def measured_cost(each: Description) -> str:
     kept = f"{about['kept']:.2g} times the bytes of the weights trained there"
     grown = f", {about['grown']:.2g} times more with every further one" if about["grown"] > 0.005 else ""
     return (
-        f"\nMeasured on a small Llama in the second stage, with one thread: {about['measured']:.2f} times the time of a step "
-        f"of {beside}, where the arithmetic asks for {about['least']:.2f} ({about['why']}); "
+        "\nMeasured on a small Llama in the second stage, with one thread: "
+        f"{about['measured']:.2f} times the time of a step of {beside}, where the arithmetic asks for "
+        f"{about['least']:.2f} ({about['why']}); "
         f"{about['peak']:.2f} times its peak memory. Kept after two stages: {kept}{grown}.\n"
     )
 
