@@ -81,12 +81,18 @@ def _tuning(tuning: Tuning | None) -> dict[str, Any] | None:
         return None
     cells = [cell for trial in tuning.trials for cell in trial.cells]
     chosen, found = cells[0].chosen, tuning.chosen.values()
-    stages = [stage.name for stage in chosen.listed] or [json.dumps(written(chosen.named))]
+    stages = [stage.name for stage in chosen.listed] or [_called(written(chosen.named))]
     return {
         "protocol": PROTOCOL, "file": str(tuning.file), "stages": stages,
         "seeds": len({cell.seed for cell in cells}), "orders": 1 + max(cell.order for cell in cells),
         "runs": sum(each["runs"] for each in found), "seconds": sum(each["seconds"] for each in found),
     }  # fmt: skip
+
+
+def _called(named: dict[str, dict[str, Any]]) -> str:
+    """A named stream with its settings, but for where its files lie."""
+    ((name, about),) = named.items()
+    return f"{name} {json.dumps({key: value for key, value in about.items() if key != 'path'})}"
 
 
 def _tuned(tuning: Tuning | None, label: str) -> dict[str, Any]:

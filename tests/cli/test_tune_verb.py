@@ -13,7 +13,7 @@ import tiny_stream
 import yaml
 
 from lifelong import bench as benches
-from lifelong import pools, tune
+from lifelong import pools, standings, tune
 from lifelong.streams import bench_file, plain_yaml
 
 WEAK, STRONG = 1e-9, 3e-3  # learning rates: nothing is learned, and most of the last task
@@ -509,3 +509,8 @@ def test_the_table_says_whether_the_task_could_be_known(lifelong, bench, project
     rows = {row["label"]: row["identity"] for row in json.loads(said.out)["rows"]}
     assert rows == {"sequential": told, "joint": told, "per_task": "visible: a model of its own"}
     assert f"| {told} |" in (project / "out" / "bench.md").read_text()
+
+
+def test_a_named_tuning_stream_is_told_without_the_place_of_its_files():
+    said = standings._called({"clinc150": {"path": "/somewhere/of/mine", "order": 7}})
+    assert said == 'clinc150 {"order": 7}'
