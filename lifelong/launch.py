@@ -13,7 +13,13 @@ from accelerate import PartialState
 
 from lifelong import __version__
 from lifelong.core import discover, engine, evaluation
-from lifelong.core.agreement import check_erasure, check_head, check_kinds, check_objectives
+from lifelong.core.agreement import (
+    check_erasure,
+    check_head,
+    check_kinds,
+    check_objectives,
+    check_optimizer,
+)
 from lifelong.core.axes import Method
 from lifelong.core.composition import Methods, axis_of, compose
 from lifelong.core.engine import Event, Listener, Settings
@@ -94,6 +100,7 @@ def planned(stream: Stream, methods: Methods, listen: Listener = lambda event: N
     """
     stream = stream if methods.stream == "sequence" else _bound(stream, methods, listen)
     check_objectives(stream, methods)
+    check_optimizer(stream, methods)
     check_erasure(stream, methods)
     check_guard(stream, methods)
     return stream

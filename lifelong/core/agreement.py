@@ -29,6 +29,18 @@ def check_objectives(stream: Stream, methods: Methods) -> None:
                 )
 
 
+def check_optimizer(stream: Stream, methods: Methods) -> None:
+    """Raise UserError where a stage names an optimiser that the tuner does not step with."""
+    tuner = methods.tuner
+    for stage in stream.stages:
+        given = stage.optimization.optimizer
+        if given not in tuner.optimizers:
+            raise UserError(
+                f"stage {stage.name}: optimizer must be {' or '.join(tuner.optimizers)} under {snake(tuner)}, "
+                f"which steps in a rule of its own; got {given!r}."
+            )
+
+
 def check_erasure(stream: Stream, methods: Methods) -> None:
     """Raise UserError where a stage erases rows and the methods cannot do it, or would undo it."""
     for index, stage in enumerate(stream.stages):

@@ -151,6 +151,7 @@ class Tuner(Active):
     needs_layers: ClassVar[bool] = False  # and reads `context.layers`
     pulls_old: ClassVar[bool] = False  # `loss` is about rows of earlier stages: asked for them wherever they
     # are trained on, also where a memory weighs them itself
+    optimizers: ClassVar[tuple[str, ...]] = ("adamw", "sgd")  # under which its rule holds
     exchanges: ClassVar[bool] = False  # trainable parameters may give way to others inside a stage
     starts_at_zero: ClassVar[bool] = (
         False  # every stage has weights of its own for its update, which is 0 at first

@@ -29,6 +29,7 @@ from lifelong.core.batching import Item, Part
 from lifelong.core.composition import Methods, snake
 from lifelong.core.encoding import telling
 from lifelong.core.model import Model
+from lifelong.core.optimizer import optimizer
 from lifelong.core.stream import Stage, Stream
 from lifelong.errors import UserError
 from lifelong.store.run import Position, RunFolder
@@ -78,7 +79,7 @@ class Life:
         self.objectives = [task.objective for task in self.tasks]
         self.actors = methods.actors()
         self.states: dict[str, states.State] = {}
-        self.optimizer: torch.optim.AdamW | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
         self.params: Params = {}
         self.num_steps, self.learning_rate = 0, 0.0
         self.loss: float | None = None  # of the step, between its last backward pass and its end
@@ -226,10 +227,7 @@ class Life:
                     "weight and there is no head. Take another tuner, or a head that is linear."
                 )
             return
-        self.optimizer = torch.optim.AdamW(
-            list(params.values()), lr=settings.learning_rate, betas=(settings.beta1, settings.beta2),
-            weight_decay=settings.weight_decay, fused=True,
-        )  # fmt: skip
+        self.optimizer = optimizer(params.values(), settings)
         if saved is not None:
             for name, parameter in params.items():
                 if name in saved:

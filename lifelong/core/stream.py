@@ -26,15 +26,17 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """How a stage is trained. AdamW, begun afresh at every stage."""
+    """How a stage is trained. The optimiser is begun afresh at every stage."""
 
     learning_rate: Annotated[float, Range(0, open_low=True)] = 1e-3
     schedule: Schedule
     batch_size: Annotated[int, Range(1)] | None = 16  # rows per optimiser step
     batch_tokens: Annotated[int, Range(1)] | None = None  # or positions per step, pads counted
     micro_batch_size: Annotated[int, Range(1)] | None = None  # rows per forward pass; None = all
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: Annotated[float, Range(0)] = 0.0
-    beta1: Annotated[float, Range(0, 1, open_high=True)] = 0.9
+    momentum: Annotated[float, Range(0, 1, open_high=True)] = 0.0  # of sgd
+    beta1: Annotated[float, Range(0, 1, open_high=True)] = 0.9  # of adamw
     beta2: Annotated[float, Range(0, 1, open_high=True)] = 0.999
     max_grad_norm: Annotated[float, Range(0, open_low=True)] | None = 1.0
     sort_by_length: bool = True  # batches of rows of like length: less padding

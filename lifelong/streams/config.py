@@ -143,7 +143,9 @@ class Training(Part):
     batch_size: Annotated[int, Range(1)] | None = 16
     batch_tokens: Annotated[int, Range(1)] | None = None
     micro_batch_size: Annotated[int, Range(1)] | None = None
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: Annotated[float, Range(0)] = 0.0
+    momentum: Annotated[float, Range(0, 1, open_high=True)] = 0.0
     beta1: Annotated[float, Range(0, 1, open_high=True)] = 0.9
     beta2: Annotated[float, Range(0, 1, open_high=True)] = 0.999
     max_grad_norm: Annotated[float, Positive] | None = 1.0

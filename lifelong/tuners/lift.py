@@ -46,6 +46,7 @@ class Lift(Tuner):
         "moments of entries that stay are carried over, new ones begin at zero",
     )
     trains_base: ClassVar[bool] = True
+    optimizers: ClassVar[tuple[str, ...]] = ("adamw",)
     interpolates: ClassVar[bool] = True
 
     share: Annotated[float, Range(0, 1, open_low=True)] = 0.05  # of the entries of each matrix

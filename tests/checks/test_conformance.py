@@ -68,14 +68,15 @@ class Killed(Exception):
     pass
 
 
-def train(folder, methods, architecture="llama", kill_at=None, model=None, **how):
+def train(folder, methods, architecture="llama", kill_at=None, model=None, pace=None, **how):
     """Run the small stream; `kill_at` (stage, step) stops the process there, before it can save."""
 
     def listen(event):
         if event.kind == "step" and (event.stage, event.step) == kill_at:
             raise Killed
 
-    stream = tiny_stream.stream(vision=architecture == "vit", general=architecture in ("llama", "gpt2"))
+    general = architecture in ("llama", "gpt2")
+    stream = tiny_stream.stream(vision=architecture == "vit", general=general, **pace or {})
     settings = Settings(checkpoint_seconds=0.0, **how)
     model = model or saved_base(folder.parent, architecture)
     return launch.run(model, stream, methods, output=folder, settings=settings, listen=listen)
@@ -129,6 +130,25 @@ def test_resumes_bit_for_bit(name, architecture, tmp_path):
         train(folder, methods_with(name), architecture)
         again = record(folder)
         assert again.keys() == whole.keys()
+        for part in whole:
+            assert again[part] == whole[part], f"{part} differs after a kill at {kill_at}"
+
+
+@pytest.mark.parametrize("name", [name for name in TUNERS if served(name, "llama")])
+def test_learns_and_resumes_under_sgd_with_momentum(name, tmp_path):
+    pace = {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.05}
+    if "sgd" not in discover.load(name).optimizers:
+        with pytest.raises(UserError, match=f"optimizer must be adamw under {name}.*got 'sgd'"):
+            train(tmp_path / "run", methods_with(name), pace=pace)
+        assert not (tmp_path / "run").exists()
+        return
+    whole = record(train(tmp_path / "whole", methods_with(name), pace=pace).folder)
+    for kill_at in [(1, 1), (2, 2)]:
+        folder = tmp_path / f"killed-{kill_at[0]}-{kill_at[1]}"
+        with pytest.raises(Killed):
+            train(folder, methods_with(name), kill_at=kill_at, pace=pace)
+        train(folder, methods_with(name), pace=pace)
+        again = record(folder)
         for part in whole:
             assert again[part] == whole[part], f"{part} differs after a kill at {kill_at}"
 

@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import tiny
@@ -38,9 +39,18 @@ def log_of(run):
     return [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
 
 
+OPTIMIZERS = {
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "momentum": partial(torch.optim.SGD, momentum=0.9),
+}
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-def test_one_stage_equals_a_plain_loop_bit_for_bit(architecture, tmp_path):
-    stream = tiny_stream.stream(stages=("sky",), weight_decay=0.1)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_one_stage_equals_a_plain_loop_bit_for_bit(name, architecture, tmp_path):
+    chosen = {"optimizer": "sgd", "momentum": 0.9} if name == "momentum" else {"optimizer": name}
+    stream = tiny_stream.stream(stages=("sky",), weight_decay=0.1, **chosen)
     plain = tiny.model(architecture)
     network = plain.network
     run, ours = train(tmp_path / "run", stream, [Full()], tiny.model(architecture))
@@ -49,7 +59,7 @@ def test_one_stage_equals_a_plain_loop_bit_for_bit(architecture, tmp_path):
     objective = stage.objective
     examples = objective.encode(stage.rows, plain, stage.labels).examples
     plan = Plan([objective.length(e) for e in examples], stage.optimization, stage.budget, 0, 0)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.1, fused=True)
+    optimizer = OPTIMIZERS[name](network.parameters(), lr=3e-3, weight_decay=0.1, fused=True)
     network.train()
     losses = []
     for step in range(plan.num_steps):
