@@ -36,8 +36,8 @@ def check_optimizer(stream: Stream, methods: Methods) -> None:
         given = stage.optimization.optimizer
         if given not in tuner.optimizers:
             raise UserError(
-                f"stage {stage.name}: optimizer must be {' or '.join(tuner.optimizers)} under {snake(tuner)}, "
-                f"which steps in a rule of its own; got {given!r}."
+                f"stage {stage.name}: optimizer must be {' or '.join(tuner.optimizers)} under "
+                f"{snake(tuner)}, which steps by a rule of its own; got {given!r}."
             )
 
 
