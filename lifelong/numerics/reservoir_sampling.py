@@ -8,21 +8,30 @@ leaves an empty place, which is drawn like any other: those that stay and those 
 with probability size / k as before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 
-def offer(kept: list[Any], items: Sequence[Any], size: int, seed: int, seen: int) -> int:
-    """Offer `items` to `kept`, which is changed in place; returns how many were seen in all."""
+def offer(
+    kept: list[Any],
+    items: Sequence[Any],
+    size: int,
+    seed: int,
+    seen: int,
+    packed: Callable[[Any], Any] = lambda item: item,
+) -> int:
+    """Offer `items` to `kept`, which is changed in place and takes them `packed`; returns how many were
+    seen in all.
+    """
     for item in items:
         seen += 1
         place = seen - 1 if seen <= size else int(np.random.Philox(key=[seed, seen]).random_raw() % seen)
         if len(kept) <= place < size:  # an empty place; which one makes no difference
-            kept.append(item)
+            kept.append(packed(item))
         elif place < size:
-            kept[place] = item
+            kept[place] = packed(item)
     return seen
 
 

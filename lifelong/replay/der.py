@@ -57,8 +57,8 @@ class Der(Replay):
 
     def add(self, state: State, items: Sequence[dict[str, Any]]) -> State:
         """The items list is changed in place; logits are kept on the CPU until a resume."""
-        kept = [item | {"logits": self._packed(item["logits"])} for item in items]
-        return {**state, "seen": offer(state["items"], kept, self.size, state["seed"], state["seen"])}
+        seen = offer(state["items"], items, self.size, state["seed"], state["seen"], self._packed)
+        return {**state, "seen": seen}
 
     def pick(self, state: State, num_rows: int, stage: int, step: int) -> list[dict[str, Any]]:
         """round(fraction * num_rows) distinct items (all there are, if fewer), drawn uniformly."""
@@ -68,33 +68,44 @@ class Der(Replay):
         return sample(eligible, round(self.fraction * num_rows), state["seed"], stage, step)
 
     def loss(self, outputs: Outputs, items: Sequence[dict[str, Any]]) -> Tensor:
-        total = outputs.logits[:0].float().sum()  # 0, in the graph
-        for index, item in enumerate(items):
-            mine = outputs.owners == index
-            logits, targets = outputs.logits[mine].float(), outputs.targets[mine]
-            if not len(logits):
-                continue
-            kept = item["logits"].to(logits.device).float()
-            if len(kept) != len(logits):
-                raise UserError(
-                    f"der: a row of stage {item['stage']} has {len(logits)} labelled positions and had "
-                    f"{len(kept)} when it was kept. Set Der.keep to tokens."
-                )
-            if self.alpha:
-                total = total + self.alpha * _difference(logits, kept)
-            if self.beta:
-                total = total + self.beta * functional.cross_entropy(logits, targets)
+        order = outputs.owners.argsort(stable=True)  # positions of a row side by side, as they are kept
+        owners, logits = outputs.owners[order], outputs.logits[order].float()
+        counts = torch.bincount(owners, minlength=len(items))
+        zeros = torch.zeros(len(items), device=logits.device)
+        total = logits[:0].sum()  # 0, in the graph
+        if self.alpha:
+            kept = self._kept(items, counts.tolist(), logits)
+            shown = (kept > HIDDEN) & (logits > HIDDEN)
+            squares = torch.where(shown, logits - kept, 0.0).square().sum(1)
+            compared = zeros.index_add(0, owners, shown.sum(1).float()).clamp(min=1)
+            total = total + self.alpha * (zeros.index_add(0, owners, squares) / compared).sum()
+        if self.beta:
+            entropies = functional.cross_entropy(logits, outputs.targets[order], reduction="none")
+            means = zeros.index_add(0, owners, entropies) / counts.clamp(min=1)
+            total = total + self.beta * means.sum()
         return total / len(items)
 
-    def _packed(self, logits: Tensor) -> Tensor:
+    def _kept(self, items: Sequence[dict[str, Any]], counts: Sequence[int], logits: Tensor) -> Tensor:
+        """(N, C) float32, as `logits`: answers of the first visit, HIDDEN where a head has grown since."""
+        found = []
+        for item, count in zip(items, counts, strict=True):
+            kept = item["logits"]
+            if not count:
+                continue
+            if len(kept) != count:
+                raise UserError(
+                    f"der: a row of stage {item['stage']} has {count} labelled positions and had "
+                    f"{len(kept)} when it was kept. Set Der.keep to tokens."
+                )
+            missing = logits.shape[1] - kept.shape[1]
+            found.append(functional.pad(kept, (0, missing), value=HIDDEN) if missing else kept)
+        if not found:
+            return torch.empty_like(logits)
+        with torch.autocast(logits.device.type, enabled=False):  # of bfloat16 refuses float16
+            return torch.cat(found).to(logits.device).float()
+
+    def _packed(self, item: dict[str, Any]) -> dict[str, Any]:
         kind = torch.float16 if self.precision == "float16" else torch.float32
         limit = torch.finfo(kind).max
-        return logits.detach().to("cpu").float().clamp(-limit, limit).to(kind)
-
-
-def _difference(logits: Tensor, kept: Tensor) -> Tensor:
-    """Mean squared difference over the columns that both answers have: (N, C), (N, C' <= C)."""
-    logits = logits[:, : kept.shape[1]]
-    shown = (kept > HIDDEN) & (logits > HIDDEN)
-    difference = torch.where(shown, logits - kept, 0.0)
-    return difference.square().sum() / shown.sum().clamp(min=1)
+        logits = item["logits"].detach().to("cpu").float().clamp(-limit, limit).to(kind)
+        return item | {"logits": logits}

@@ -99,12 +99,26 @@ def test_state_comes_back_and_another_number_of_positions_is_named():
         method.loss(outputs(sizes=(3,)), state["items"])
 
 
-def train(path, method, architecture="llama", **settings):
+def train(path, method, architecture="llama", precision="float32", **settings):
     stream = tiny_stream.stream(vision=architecture == "vit", general=False, **settings)
     run = launch.run(
-        tiny.model(architecture), stream, [Lora(rank=2), method], output=path, settings=Settings()
+        tiny.model(architecture),
+        stream,
+        [Lora(rank=2), method],
+        output=path,
+        settings=Settings(precision=precision),
     )
     return [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kept", ["float16", "float32"])
+def test_terms_in_bfloat16_are_near_those_in_float32(kept, tmp_path):
+    half, full = (
+        train(tmp_path / each, Der(size=6, precision=kept), precision=each)
+        for each in ("bfloat16", "float32")
+    )
+    terms = [[entry["penalties"].get("der", 0.0) for entry in log] for log in (half, full)]
+    assert terms[0] == pytest.approx(terms[1], rel=0.05) and terms[1][-1] > 0.1
 
 
 @pytest.mark.parametrize("architecture", ["llama", "vit"])
