@@ -18,6 +18,7 @@ from lifelong.core.model import Model
 from lifelong.errors import UserError
 
 BATCH_TOKENS = 4096  # positions of one evaluation batch, pads counted
+PADS = 128  # positions wasted in one, at most: about what another pass costs before it computes
 LOGITS_AT_ONCE = 2**26  # elements of the largest logits kept during evaluation
 
 
@@ -82,15 +83,19 @@ def judging(network: nn.Module) -> Iterator[None]:
 
 def batches_by_length(lengths: Sequence[int], budget: int, rows: int = 2**31) -> list[list[int]]:
     """Indices in batches of like length, the longest first: at most `rows` of them, longest * number
-    <= budget; or a single one.
+    <= budget and pads <= PADS; or a single one.
     """
     batches: list[list[int]] = []
+    longest = pads = room = 0  # of the last batch
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        room = min(budget // lengths[batches[-1][0]], rows) if batches else 0
-        if room > len(batches[-1] if batches else ()):
+        pads += longest - lengths[index]
+        if room > 0 and pads <= PADS:
             batches[-1].append(index)
         else:
             batches.append([index])
+            longest, pads = lengths[index], 0
+            room = min(budget // longest, rows)
+        room -= 1
     return batches
 
 

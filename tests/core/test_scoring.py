@@ -1,5 +1,7 @@
 """The head at labelled positions, label likelihoods and generation, against plain computations."""
 
+import itertools
+import random
 import warnings
 
 import pytest
@@ -9,7 +11,7 @@ from transformers import BartConfig, BartForConditionalGeneration, MistralConfig
 
 from lifelong.core import label_tree, scoring
 from lifelong.core.encoding import collate_text, pair
-from lifelong.core.labelled import batches_by_length, judging, labelled_outputs, log_likelihoods
+from lifelong.core.labelled import PADS, batches_by_length, judging, labelled_outputs, log_likelihoods
 from lifelong.core.model import Model
 
 LENGTHS = [(5, 3), (2, 1), (9, 6), (5, 3)]
@@ -141,6 +143,19 @@ def test_batches_hold_every_row_once_within_the_budget():
     assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 100 for b in batches)
     assert batches[0] == [7] and max(map(len, batches)) > 1
     assert max(map(len, batches_by_length([1] * 9, 100, rows=4))) == 4
+    assert batches_by_length([300, 300], 100) == [[0], [1]]  # longer than the budget
+
+
+def test_batches_waste_few_positions_and_are_not_small_for_it():
+    draw = random.Random(0)
+    lengths = [draw.randint(4, 40) for _ in range(500)]
+    batches = batches_by_length(lengths, 4096)
+    pads = [sum(lengths[b[0]] - lengths[i] for i in b) for b in batches]
+    assert max(pads) <= PADS
+    assert sum(pads) / sum(lengths) < 0.1
+    for first, second in itertools.pairwise(batches):  # what begins a batch would not have fitted
+        joined = pads[batches.index(first)] + lengths[first[0]] - lengths[second[0]]
+        assert joined > PADS or lengths[first[0]] * (len(first) + 1) > 4096
 
 
 def test_the_tree_shares_beginnings():
