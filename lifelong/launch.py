@@ -26,7 +26,7 @@ from lifelong.core.engine import Event, Listener, Settings
 from lifelong.core.guard import check_guard
 from lifelong.core.matrix import AccuracyMatrix
 from lifelong.core.model import Model
-from lifelong.core.stream import EvalSet, Stage, Stream, joined, without_erased
+from lifelong.core.stream import EvalSet, Optimization, Stage, Stream, joined, without_erased
 from lifelong.errors import UserError
 from lifelong.models import compute, pretrained, restore
 from lifelong.models.judge import judge_stream
@@ -278,10 +278,18 @@ def _about_stage(stage: Stage) -> dict[str, Any]:
         "labels": list(stage.labels),
         "erases": asdict(stage.erases) if stage.erases else None,
         "budget": {k: v for k, v in asdict(stage.budget).items() if v is not None},
-        "optimization": asdict(replace(stage.optimization, schedule=None)) | {
-            "schedule": {"name": _id(stage.optimization.schedule), **asdict(stage.optimization.schedule)}},
+        "optimization": _about_steps(stage.optimization),
         "data": content.rows_digest(stage.rows),
     }  # fmt: skip
+
+
+def _about_steps(chosen: Optimization) -> dict[str, Any]:
+    """Settings that have a say. That the optimiser is AdamW goes without saying, as it did before there
+    was a choice, so that runs of that time go on.
+    """
+    idle = {"adamw": ("optimizer", "momentum"), "sgd": ("beta1", "beta2")}[chosen.optimizer]
+    told = {k: v for k, v in asdict(replace(chosen, schedule=None)).items() if k not in idle}
+    return told | {"schedule": {"name": _id(chosen.schedule), **asdict(chosen.schedule)}}
 
 
 def _about_set(each: EvalSet) -> dict[str, Any]:

@@ -35,6 +35,9 @@ BATCH = ("batch_size", "batch_tokens")
 LABELS = (  # change no number
     "name", "output", "trackers", "checkpoint_seconds", "keep_checkpoints", "diagnostics", "evaluate_steps",
 )  # fmt: skip
+# Of training; at these values they leave the fingerprint as it was before they were there, so that what
+# was tuned then still holds.
+LATER = {"optimizer": "adamw", "momentum": 0.0}
 Settings = dict[str, Any]
 Positive = Range(0, open_low=True)
 Drop = Annotated[float, Range(0, 1, open_low=True)]
@@ -333,7 +336,13 @@ class RunConfig(Part):
         return digest(_without(self._telling(), "path"))
 
     def _telling(self) -> Settings:
-        return {key: value for key, value in self.resolved().items() if key not in LABELS}
+        told = {key: value for key, value in self.resolved().items() if key not in LABELS}
+        paces = [told["defaults"]] if "defaults" in told else told["stages"]
+        for pace in paces:
+            for key, unsaid in LATER.items():
+                if pace.get(key) == unsaid:
+                    del pace[key]
+        return told
 
 
 def _without(value: Any, name: str) -> Any:

@@ -196,3 +196,12 @@ def test_trackers_get_the_losses(tmp_path):
         e.value for tag in events.Tags()["scalars"] if tag.endswith("loss") for e in events.Scalars(tag)
     ]
     assert sorted(values) == pytest.approx(sorted(e["loss"] for e in log_of(run)), rel=1e-5)
+
+
+def test_a_record_names_the_settings_that_have_a_say(tmp_path):
+    said = {}
+    for name, chosen in {"adamw": {}, "sgd": {"optimizer": "sgd", "momentum": 0.5}}.items():
+        run, _ = train(tmp_path / name, tiny_stream.stream(stages=("sky",), **chosen), [Lora(rank=2)])
+        said[name] = json.loads((run.folder / "config.json").read_text())["stages"][0]["optimization"]
+    assert said["adamw"]["beta1"] == 0.9 and not {"optimizer", "momentum"} & set(said["adamw"])
+    assert (said["sgd"]["optimizer"], said["sgd"]["momentum"]) == ("sgd", 0.5) and "beta1" not in said["sgd"]

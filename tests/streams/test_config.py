@@ -323,3 +323,12 @@ def test_reading_needs_no_torch():
     code = "import sys, lifelong.streams.config; assert not {'torch', 'numpy'} & set(sys.modules)"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=env)
+
+
+def test_the_optimiser_of_before_there_was_a_choice_leaves_the_fingerprint_alone():
+    plain, told = parse(), parse(stage={"optimizer": "adamw", "momentum": 0.0})
+    assert plain.fingerprint == told.fingerprint and "optimizer" not in plain._telling()["stages"][0]
+    other = parse(stage={"optimizer": "sgd"})
+    moving = parse(stage={"optimizer": "sgd", "momentum": 0.9})
+    assert len({each.fingerprint for each in (plain, other, moving)}) == 3
+    assert plain.resolved()["stages"][0]["optimizer"] == "adamw"
