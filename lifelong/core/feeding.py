@@ -90,7 +90,7 @@ def remember(life: Life, rows: np.ndarray, logits: dict[int, Tensor]) -> None:
     offered = []
     for index, row in enumerate(rows):
         item = life.pool[row]
-        content = {"row": _plain(life.rows[row])} if as_text else {"example": item.example}
+        content = {"row": _plain(life.row(row))} if as_text else {"example": item.example}
         kept = {"logits": logits[index]} if replay.keeps_logits else {}
         offered.append({"stage": item.task, "place": item.place, **content, **kept})
     life.states["replay"] = replay.add(life.states["replay"], offered)

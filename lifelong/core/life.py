@@ -70,7 +70,6 @@ class Life:
         self.stage, self.step = -1, None
         self.spent: dict[str, float] = {}  # by the stage
         self.pool: list[Item] = []
-        self.rows: list[Row] = []
         self.ranges: list[range] = []  # of the pool, by part
         self.held: list[list[Item]] = []  # rows that only measure, by part
         self.own, self.steps_before, self.truncated = 0, 0, 0  # first own row of the pool; earlier steps
@@ -211,14 +210,11 @@ class Life:
     def _encode(self, stage: Stage) -> None:
         labels, mixing = self.stream.labels(self.stage + 1), self.methods.mixing
         found = stage_rows.encode(self.tasks, stage, labels, mixing, self.model, self.seed)
-        self.pool, self.rows, self.ranges = found.pool, found.rows, found.ranges
-        self.held, self.own, self.truncated = found.held, found.own, found.truncated
-        self.kept_bytes = found.kept_bytes
+        self.pool, self.ranges, self.held = found.pool, found.ranges, found.held
+        self.own, self.truncated, self.kept_bytes = found.own, found.truncated, found.kept_bytes
 
     def _make_optimizer(self, stage: Stage, saved: dict[str, Any] | None) -> None:
-        settings = stage.optimization
         params = self.params
-        self.max_grad_norm = settings.max_grad_norm
         self._grouped = dict(params)  # parameters by name, as the optimiser holds them
         if not params:
             if self.learns_by_gradient():
@@ -227,11 +223,10 @@ class Life:
                     "weight and there is no head. Take another tuner, or a head that is linear."
                 )
             return
-        self.optimizer = optimizer(params.values(), settings)
-        if saved is not None:
-            for name, parameter in params.items():
-                if name in saved:
-                    self.optimizer.state[parameter] = saved[name]
+        self.optimizer = optimizer(params.values(), stage.optimization)
+        for name, parameter in params.items():
+            if saved is not None and name in saved:
+                self.optimizer.state[parameter] = saved[name]
 
     def _forget_moments(self) -> None:
         if self.optimizer is not None:
@@ -274,8 +269,9 @@ class Life:
         self.loss = loss
         self.call("before_update")
         params = self.optimizer.param_groups[0]["params"]
-        if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(params, self.max_grad_norm)
+        limit = self.stream.stages[self.stage].optimization.max_grad_norm
+        if limit is not None:
+            nn.utils.clip_grad_norm_(params, limit)
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
         self.call("after_update")
@@ -378,9 +374,15 @@ class Life:
             "truncated_rows": self.truncated,
         }
 
+    def row(self, place: int) -> Row:
+        """As read, by its place in the pool; of rows packed into blocks none is known."""
+        item = self.pool[place]
+        task = self.tasks[item.task]
+        return {} if task.objective.packed_tokens is not None else task.rows[item.place]
+
     def where(self, rows: Sequence[int]) -> str:
         """The rows of a batch as the user knows them."""
-        names = [str(self.rows[row].get("__source__", int(row))) for row in rows]
+        names = [str(self.row(place).get("__source__", int(place))) for place in rows]
         return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
     def _load_values(self, saved: dict[str, Tensor]) -> None:

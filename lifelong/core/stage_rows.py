@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lifelong.core.axes import Mixing, Row
+from lifelong.core.axes import Mixing
 from lifelong.core.batching import Item
 from lifelong.core.model import Model
 from lifelong.core.state import num_bytes
@@ -18,7 +18,6 @@ class StageRows:
     """`pool` holds what is trained on, part after part; `held` what only measures."""
 
     pool: list[Item] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)  # as read, one for each item of the pool
     ranges: list[range] = field(default_factory=list)  # of the pool, by part
     held: list[list[Item]] = field(default_factory=list)  # by part; empty where nothing is held out
     own: int = 0  # index in the pool from which on rows are the stage's own
@@ -51,8 +50,7 @@ def encode(
             found.own = len(found.pool)
         items = [Item(task, example, place=place) for place, example in enumerate(each.examples)]
         packed = part.objective.packed_tokens is not None
-        rows = [{}] * len(items) if packed else list(part.rows)
-        assert len(rows) == len(items), "one example per row, unless rows are packed"
+        assert packed or len(items) == len(part.rows), "one example per row, unless rows are packed"
         order = np.random.default_rng([seed, task, 3]).permutation(len(items))
         if mixing is not None and mixing.held_fraction:
             count = len(items) - max(1, round(mixing.held_fraction * len(items)))
@@ -64,7 +62,6 @@ def encode(
             raise UserError(f"stage {part.name}: no training row is left after encoding.")
         found.ranges.append(range(len(found.pool), len(found.pool) + len(kept)))
         found.pool += [items[i] for i in kept]
-        found.rows += [rows[i] for i in kept]
     return found
 
 
