@@ -55,6 +55,7 @@ def of(bench: Bench) -> dict[str, Any]:
             "problem": next(filter(None, map(benches.problem_of, cells[label])), ""),
             "folders": [str(run["folder"]) for run in runs[label]],
             "curves": [curve(run, plans) for run in runs[label]],
+            "inside": [looked(run) for run in runs[label]],
             **{name: _mean(runs[label], name) for name in METRICS},
             "interval": None if means[label] is None else interval(means[label]),
             "difference": _difference(label, NAIVE, runs, means),
@@ -156,6 +157,13 @@ def curve(run: Run, plans: dict[int, AccuracyMatrix]) -> dict[str, Any]:
         "order": run["order"], "seed": run["config"]["seed"], "stages": list(stages),
         "average": average, "tasks": tasks,
     }  # fmt: skip
+
+
+def looked(run: Run) -> dict[str, Any]:
+    """What diagnostics said after the last stage, by their ids; none where the run has none."""
+    last = (run.get("diagnostics") or [{"diagnostics": []}])[-1]["diagnostics"]
+    found = {each["id"]: {k: each[k] for k in ("title", "better", "figures", "brief")} for each in last}
+    return {"order": run["order"], "seed": run["config"]["seed"], "found": found}
 
 
 def _metric(run: Run, name: str) -> float | None:

@@ -149,13 +149,10 @@ class Tuner(Active):
     interpolates: ClassVar[bool] = False  # `interpolate` leaves a share of the stage's update
     needs_outputs: ClassVar[bool] = False  # asks for `loss` in every micro batch
     needs_layers: ClassVar[bool] = False  # and reads `context.layers`
-    pulls_old: ClassVar[bool] = False  # `loss` is about rows of earlier stages: asked for them wherever they
-    # are trained on, also where a memory weighs them itself
+    pulls_old: ClassVar[bool] = False  # `loss` is about rows of earlier stages, also those a memory weighs
     optimizers: ClassVar[tuple[str, ...]] = ("adamw", "sgd")  # under which its rule holds
     exchanges: ClassVar[bool] = False  # trainable parameters may give way to others inside a stage
-    starts_at_zero: ClassVar[bool] = (
-        False  # every stage has weights of its own for its update, which is 0 at first
-    )
+    starts_at_zero: ClassVar[bool] = False  # a stage's update is made of weights of its own, and 0 at first
 
     @abstractmethod
     def attach(self, model: Model, state: State | None, seed: int) -> State:
@@ -350,8 +347,7 @@ class Diagnostic(Method):
     """Looks inside after a stage; changes nothing. `context.examples` are the stage's training rows;
     `context.history` the evaluations up to now, oldest first, those inside stages included: dicts
     {"stage": index, "step": optimiser steps made in it, "values": {set: figure, more is better}} of
-    the sets whose stage has begun. `context.stream` has all stages, with the rows of earlier ones.
-    """
+    the sets whose stage has begun. `context.stream` has all stages, with the rows of earlier ones."""
 
     title: ClassVar[str] = ""
     better: ClassVar[str] = ""  # "higher", "lower", or "" where neither is
@@ -360,6 +356,10 @@ class Diagnostic(Method):
     @abstractmethod
     def measure(self, context: Context) -> dict[str, float]:
         """Figures by name."""
+
+    def brief(self, figures: dict[str, float]) -> dict[str, float]:
+        """What a table of many methods shows of them."""
+        return figures
 
 
 class Schedule(Method):

@@ -209,7 +209,8 @@ def diagnose(
     for each in diagnostics:
         with evaluating(life.network), life.serving():
             figures = each.measure(context)
-        found.append({"id": snake(each), "title": each.title, "better": each.better, "figures": figures})
+        about = {"id": snake(each), "title": each.title, "better": each.better}
+        found.append(about | {"figures": figures, "brief": each.brief(figures)})
     return {"stage": life.stream.stages[life.stage].name, "diagnostics": found}
 
 

@@ -21,6 +21,12 @@ def mean(values: Iterable[Score]) -> Score:
     return None if not found or None in found else math.fsum(found) / len(found)
 
 
+def by_ending(figures: Mapping[str, float], *endings: str) -> dict[str, float]:
+    """Mean of the figures called "NAME ENDING", by ending; without an ending that none has."""
+    found = {end: [v for name, v in figures.items() if name.endswith(f" {end}")] for end in endings}
+    return {end: math.fsum(values) / len(values) for end, values in found.items() if values}
+
+
 @dataclass(frozen=True, kw_only=True)
 class GeneralSet:
     """One set that is never trained. `values` are figures as the metric prints them (a perplexity

@@ -24,6 +24,7 @@ import torch
 from lifelong.core.axes import Context, Diagnostic, Row
 from lifelong.core.encoding import Template, parse_template
 from lifelong.core.evaluation import candidates, judge
+from lifelong.core.matrix import by_ending
 from lifelong.core.settings import Range
 from lifelong.core.stream import EvalSet
 from lifelong.errors import UserError
@@ -77,6 +78,10 @@ class ConjugatePrompting(Diagnostic):
             found[f"{each.name} mean"] = sum(wrapped) / len(wrapped)
             found[f"{each.name} best"] = max(wrapped)
         return found
+
+    def brief(self, figures: dict[str, float]) -> dict[str, float]:
+        """Means over sets."""
+        return by_ending(figures, "plain", "mean", "best")
 
 
 def _asked(context: Context) -> list[EvalSet]:

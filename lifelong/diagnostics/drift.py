@@ -58,6 +58,12 @@ class Drift(Diagnostic):
         found |= {f"features {name}": turned[name] for name in blocks if name in turned}
         return found | {"left out": float(skipped)}
 
+    def brief(self, figures: dict[str, float]) -> dict[str, float]:
+        """All weights; the mean over layers of what they compute."""
+        turned = [value for name, value in figures.items() if name.startswith("features ")]
+        features = {"features": sum(turned) / len(turned)} if turned else {}
+        return {"weights": figures["weights all"], **features}
+
     def _batches(self, context: Context) -> list[Batch]:
         found: list[Batch] = []
         for each in context.stream.known(context.stage + 1):

@@ -56,6 +56,9 @@ class IntruderDimensions(Diagnostic):
         return {"total": float(sum(counts)), "per_matrix": mean, "matrices": float(len(counts)),
                 "left_out": float(skipped)}  # fmt: skip
 
+    def brief(self, figures: dict[str, float]) -> dict[str, float]:
+        return {"per_matrix": figures["per_matrix"]}
+
 
 def intruders(original: Tensor, tuned: Tensor, top: int, threshold: float) -> int:
     """Of two (out, in) matrices."""

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lifelong.core import head, prompts
 from lifelong.core.axes import Answer, Context, Diagnostic, Row
+from lifelong.core.matrix import by_ending
 from lifelong.core.settings import Range
 from lifelong.core.stream import Stage
 from lifelong.numerics import class_sums, discriminant
@@ -67,6 +68,10 @@ class LinearProbe(Diagnostic):
                 if each.name in figures:
                     found[f"{each.name} model"] = figures[each.name]
         return found
+
+    def brief(self, figures: dict[str, float]) -> dict[str, float]:
+        """Means over tasks."""
+        return by_ending(figures, "probe", "model")
 
     def _fitted(self, context: Context, task: Stage) -> tuple[Tensor, Tensor]:
         order = torch.randperm(len(task.rows), generator=torch.Generator().manual_seed(0))

@@ -53,6 +53,9 @@ class Rankme(Diagnostic):
                     found.append(head.features(context.model.network, batch, self.pooling).double())
         return {"effective_rank": effective_rank(torch.cat(found), self.epsilon), "rows": float(len(order))}
 
+    def brief(self, figures: dict[str, float]) -> dict[str, float]:
+        return {"effective_rank": figures["effective_rank"]}
+
 
 def effective_rank(features: Tensor, epsilon: float = 1e-7) -> float:
     """Of (N, H) features."""

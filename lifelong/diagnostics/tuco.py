@@ -76,6 +76,10 @@ class Tuco(Diagnostic):
             found[each.name] = float(torch.cat(shares).mean())
         return found
 
+    def brief(self, figures: dict[str, float]) -> dict[str, float]:
+        """Mean over sets."""
+        return {"share": sum(figures.values()) / len(figures)} if figures else {}
+
 
 def contribution(model: Model, base: nn.Module, batch: Batch) -> Tensor:
     """(B,) of each prompt in a batch of inputs."""

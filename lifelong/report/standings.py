@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import jinja2
 
-from lifelong.report import charts, curves, formats
+from lifelong.report import charts, curves, formats, inside
 from lifelong.report.build import write_report
 from lifelong.store.files import write_text
 
@@ -73,14 +73,20 @@ NOTES = (
     "Task identity: could an answer at test time use which task its row is of, and by what.",
 )
 CURVES = "Average accuracy over the tasks seen, after each stage, mean over runs"
-APART = ("folders", "curves", "interval", "difference")  # not one figure
+INSIDE = "What diagnostics saw after the last stage, mean over runs"
+APART = ("folders", "curves", "inside", "interval", "difference")  # not one figure
 REPORT = "report.html"  # of a run, in its folder
 UNTUNED = "No settings were searched for this table: they are those of the bench file."
 
 
 def write_standings(standings: dict[str, Any], output: Path) -> Path:
-    """Write bench.md, bench.csv, bench.curves.csv and bench.html into `output`; returns the page."""
-    write_text(output / "bench.md", as_markdown(standings) + curves_as_markdown(standings))
+    """Write bench.md, bench.csv, bench.curves.csv and bench.html into `output`; returns the page. Where runs
+    were looked into, bench.diagnostics.csv as well.
+    """
+    text = as_markdown(standings) + curves_as_markdown(standings) + inside_as_markdown(standings)
+    write_text(output / "bench.md", text)
+    if inside.table(standings)[1]:
+        write_text(output / "bench.diagnostics.csv", inside.as_csv(standings))
     write_text(output / "bench.csv", as_csv(standings))
     write_text(output / "bench.curves.csv", curves.as_csv(standings))
     for folder in (Path(each) for row in standings["rows"] for each in row["folders"]):
@@ -137,6 +143,11 @@ def curves_as_markdown(standings: dict[str, Any]) -> str:
     return f"\n{CURVES}{unit}:\n\n{_markdown_table(heads, rows)}" if rows else ""
 
 
+def inside_as_markdown(standings: dict[str, Any]) -> str:
+    heads, rows = inside.table(standings)
+    return f"\n{INSIDE}:\n\n{_markdown_table(heads, rows)}" if rows else ""
+
+
 def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (heads, *rows)]
     lines = [f"| {line} |\n" for line in lines]
@@ -183,7 +194,7 @@ def as_page(standings: dict[str, Any], output: Path) -> str:
             _plot(standings["rows"], "kept_bytes", "bytes kept per task",
                   lambda found: charts.scale(found, 1024.0, formats.size, least=1.0), standings["percent"]),
         ],
-        curves=curves.figures(standings), averages=curves.table(standings),
+        curves=curves.figures(standings), averages=curves.table(standings), inside=inside.table(standings),
         percent=standings["percent"],
     )  # fmt: skip
 

@@ -211,3 +211,27 @@ def test_what_was_erased_counts_in_no_interval(lifelong, bench, project):
     cells = bench_file.read(project / "bench.yaml").cells
     runs = [standings.read_run(cell.folder) for cell in cells]
     assert [table.tolist() for table in standings._tables(cells, runs)] == [[left]]
+
+
+def test_diagnostics_stand_beside_accuracy(lifelong, bench, project):
+    stream = yaml.safe_load((project / "stream.yaml").read_text())
+    stream["diagnostics"] = ["linear_probe", "rankme"]
+    said = lifelong("bench", bench(stream=stream, bounds=False), "--json")
+    assert said.status == 0
+    told, ranks, probes = {}, [], []
+    for seed in (0, 1):
+        last = sorted((project / "out" / "l2" / f"order0-seed{seed}" / "stages").iterdir())[-1]
+        for each in json.loads((last / "diagnostics.json").read_text())["diagnostics"]:
+            told |= {(str(seed), each["id"], name): value for name, value in each["figures"].items()}
+        ranks.append(told[str(seed), "rankme", "effective_rank"])
+        probes += [told[str(seed), "linear_probe", f"{name} probe"] for name in ("sky", "farm")]
+    with (project / "out" / "bench.diagnostics.csv").open() as file:
+        lines = {(r["seed"], r["diagnostic"], r["figure"]): float(r["value"]) for r in csv.DictReader(file)}
+    assert lines == pytest.approx(told)
+    head, _, row = (
+        (project / "out" / "bench.md").read_text().rpartition("diagnostics saw")[2].splitlines()[2:5]
+    )
+    shown = dict(zip(*(line.strip("| ").split(" | ") for line in (head, row)), strict=True))
+    assert shown["rankme: effective rank, more is better"] == formats.number(sum(ranks) / 2, 3)
+    assert shown["linear_probe: probe, more is better"] == formats.number(sum(probes) / 4, 3)
+    assert "Inside the models" in (project / "out" / "bench.html").read_text()

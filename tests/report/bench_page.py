@@ -12,7 +12,7 @@ def row(label, found, folders=None):
     folders = folders or [f"{label}/order0-seed{seed}" for seed in range(len(found))]
     return {
         "label": label, "bound": label in ("sequential", "joint"), "runs": len(found), "planned": len(found),
-        "problem": "", "folders": [str(folder) for folder in folders], "curves": found,
+        "problem": "", "folders": [str(folder) for folder in folders], "curves": found, "inside": [],
         "average_accuracy": 0.5, "forgetting": 0.1, "backward_transfer": -0.1, "learning_accuracy": 0.6,
         "general_ability": None, "erased_accuracy": None, "erasure_gap": None, "interval": (0.4, 0.6),
         "difference": None, "tied": False, "rank": 1.0, "seconds": 12.0, "evaluation_seconds": 3.0,
