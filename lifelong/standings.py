@@ -53,9 +53,7 @@ def of(bench: Bench) -> dict[str, Any]:
             "runs": len(runs[label]),
             "planned": len(cells[label]),
             "problem": next(filter(None, map(benches.problem_of, cells[label])), ""),
-            "folders": [str(run["folder"]) for run in runs[label]],
-            "curves": [curve(run, plans) for run in runs[label]],
-            "inside": [looked(run) for run in runs[label]],
+            **_of_each(runs[label], plans),
             **{name: _mean(runs[label], name) for name in METRICS},
             "interval": None if means[label] is None else interval(means[label]),
             "difference": _difference(label, NAIVE, runs, means),
@@ -74,6 +72,15 @@ def of(bench: Bench) -> dict[str, Any]:
         "seeds": list(bench.settings.seeds), "orders": 1 + max(cell.order for cell in bench.cells),
         "percent": all(compare.is_percent(run) for run in told),
     }  # fmt: skip
+
+
+def _of_each(runs: Sequence[Run], plans: dict[int, AccuracyMatrix]) -> dict[str, list[Any]]:
+    """What is told run by run."""
+    return {
+        "folders": [str(run["folder"]) for run in runs],
+        "curves": [curve(run, plans) for run in runs],
+        "inside": [looked(run) for run in runs],
+    }
 
 
 def _tuning(tuning: Tuning | None) -> dict[str, Any] | None:

@@ -70,7 +70,6 @@ def train(
     listen: Listener = lambda event: None,
 ) -> dict[str, Any]:
     """Train every stage of the stream that `folder` does not hold yet; returns the summary."""
-    memory.release()
     accelerator = Accelerator(cpu=model.device.type == "cpu", log_with=list(settings.trackers) or None,
                               project_dir=str(folder.path))  # fmt: skip
     if settings.trackers:
