@@ -214,8 +214,7 @@ class Life:
         self.own, self.truncated, self.kept_bytes = found.own, found.truncated, found.kept_bytes
 
     def _make_optimizer(self, stage: Stage, saved: dict[str, Any] | None) -> None:
-        params = self.params
-        self._grouped = dict(params)  # parameters by name, as the optimiser holds them
+        self._grouped = params = dict(self.params)  # by name, as the optimiser holds them
         if not params:
             if self.learns_by_gradient():
                 raise UserError(
@@ -303,7 +302,8 @@ class Life:
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "float32":
             return contextlib.nullcontext()
-        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
+        kind = self.accelerator.device.type  # no cast is kept: a teacher is other weights of the same names
+        return torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=False)
 
     def context_of(self, part: Part, outputs: Outputs, **seen: Any) -> Context:
         """What methods may look at in a micro batch, with what was `seen` of its forward pass."""

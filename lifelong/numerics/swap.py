@@ -2,7 +2,8 @@
 
 `swapped` runs a network with other weights (a teacher, say) without a second network: each
 parameter's `.data` points elsewhere for a while, so nothing is copied and the graph of an earlier
-forward pass stays valid once the block is left.
+forward pass stays valid once the block is left. Casts that autocast kept are dropped: they would answer
+for the weights of before.
 """
 
 from collections.abc import Iterator, Mapping
@@ -56,10 +57,12 @@ def swapped(params: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) ->
     try:
         for name, value in values.items():
             params[name].data = value.detach()
+        torch.clear_autocast_cache()  # it goes by the parameter, whatever its values are
         yield
     finally:
         for name, tensor in own.items():
             params[name].data = tensor
+        torch.clear_autocast_cache()
 
 
 @contextmanager

@@ -134,6 +134,24 @@ def test_resumes_bit_for_bit(name, architecture, tmp_path):
             assert again[part] == whole[part], f"{part} differs after a kill at {kill_at}"
 
 
+@pytest.mark.parametrize("tuner", ["full", "lora"])
+@pytest.mark.parametrize("name", [*PENALTIES, *OWN_TERM])
+def test_terms_in_bfloat16_are_near_those_in_float32(name, tuner, tmp_path):
+    """A teacher that answered with the student's weights, as casts that are kept let it, would say 0."""
+    method = made(name)
+    if name in PENALTIES and method.needs_subspaces:
+        tuner = "o_lora"
+    parts = [method] if name in TUNERS else [method, made(tuner)]
+    found = []
+    for precision in ("bfloat16", "float32"):
+        base = tiny.model("llama")
+        run = train(tmp_path / precision, compose(parts, Lora()), model=base, precision=precision)
+        log = record(run.folder)["log.jsonl"]
+        found.append([sum(each["penalties"].values()) for each in log if each["penalties"]])
+    half, whole = (sum(map(abs, each)) / len(each) for each in found)
+    assert whole > 0 and half == pytest.approx(whole, rel=0.25)
+
+
 @pytest.mark.parametrize("name", [name for name in TUNERS if served(name, "llama")])
 def test_learns_and_resumes_under_sgd_with_momentum(name, tmp_path):
     pace = {"optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.05}

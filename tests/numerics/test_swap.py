@@ -27,6 +27,20 @@ def test_network_computes_with_the_values_without_copying():
     assert torch.equal(network(inputs), own) and not torch.equal(made, own)
 
 
+def test_casts_of_autocast_are_those_of_the_weights_at_the_time():
+    network, params, values = pair()
+    inputs = torch.randn(5, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which keeps casts, by parameter
+        own = network(inputs)
+        with taught(network, params, values):
+            made = network(inputs)
+        again = network(inputs)
+    torch.testing.assert_close(
+        made.float(), inputs @ values["weight"].T + values["bias"], atol=0.1, rtol=0.05
+    )
+    assert torch.equal(own, again) and (made - own).abs().max() > 0.5
+
+
 def test_restored_after_an_exception():
     network, params, values = pair()
     before = {name: p.detach().clone() for name, p in params.items()}
