@@ -31,7 +31,10 @@ def test_a_bench_file_is_taken(file):
     assert found.settings.name == file.stem and len(found.cells) >= 2 * len(found.settings.methods)
 
 
-@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.csv")), ids=lambda file: file.stem)
+TABLES = sorted(file for file in RESULTS.glob("*.csv") if not file.stem.endswith(".diagnostics"))
+
+
+@pytest.mark.parametrize("file", TABLES, ids=lambda file: file.stem)
 def test_a_table_has_the_lines_of_its_bench_file_and_all_their_runs(file):
     content = yaml.safe_load(file.with_suffix(".yaml").read_text())
     with file.open() as lines:
