@@ -135,7 +135,7 @@ def test_resumes_bit_for_bit(name, architecture, tmp_path):
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora"])
-@pytest.mark.parametrize("name", [*PENALTIES, *OWN_TERM])
+@pytest.mark.parametrize("name", [*PENALTIES, *sorted(OWN_TERM)])
 def test_terms_in_bfloat16_are_near_those_in_float32(name, tuner, tmp_path):
     """A teacher that answered with the student's weights, as casts that are kept let it, would say 0."""
     method = made(name)
