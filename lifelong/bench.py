@@ -185,8 +185,10 @@ def attempt(job: Job, models: dict[str, Any]) -> str:
 def make(cell: Cell, untrained: Path | None, folder: Path, models: dict[str, Any]) -> None:
     """One run, on a copy of the model that this worker keeps."""
     from lifelong import launch
+    from lifelong.core import memory
     from lifelong.report import write_report
 
+    memory.release()
     choice = cell.chosen.model
     key = f"{choice.model_dump_json()} {cell.seed if choice.is_drawn else ''}"
     if key not in models:

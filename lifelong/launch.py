@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 
 from lifelong import __version__
-from lifelong.core import discover, engine, evaluation, memory
+from lifelong.core import discover, engine, evaluation
 from lifelong.core.agreement import (
     check_erasure,
     check_head,
@@ -188,7 +188,6 @@ def execute(
     folder = RunFolder(output, about, names, settings.keep_checkpoints) if writes else Follower(output, names)
     processes.wait_for_everyone()
     listen = listen if writes else lambda event: None
-    memory.release()
     try:
         folder.write_environment(environment(settings, model))
         if methods.stream == PER_TASK:

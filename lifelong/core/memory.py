@@ -12,7 +12,7 @@ import torch
 
 def release() -> None:
     """Give back what an earlier run in this process has freed and the allocator still holds, so that the
-    peak of the next run is its own (where the C library can: glibc).
+    peak of the next run is its own (where the C library can: glibc). Takes some tenths of a second.
     """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):
