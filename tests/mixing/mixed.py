@@ -35,7 +35,7 @@ def drawn_rows(monkeypatch):
 
     def watch(life, plan):
         rows, first = real(life, plan)
-        sources = [(life.pool[r].task, life.rows[r]["__source__"]) for r in rows]
+        sources = [(life.pool[r].task, life.row(r)["__source__"]) for r in rows]
         seen.append((life.stage, life.step, sources))
         return rows, first
 
