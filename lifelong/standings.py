@@ -167,9 +167,16 @@ def curve(run: Run, plans: dict[int, AccuracyMatrix]) -> dict[str, Any]:
 
 
 def looked(run: Run) -> dict[str, Any]:
-    """What diagnostics said after the last stage, by their ids; none where the run has none."""
+    """What diagnostics said after the last stage, by their ids; none where the run has none. A run from
+    before there were brief figures shows all.
+    """
     last = (run.get("diagnostics") or [{"diagnostics": []}])[-1]["diagnostics"]
-    found = {each["id"]: {k: each[k] for k in ("title", "better", "figures", "brief")} for each in last}
+    found = {
+        each["id"]: {
+            "better": each["better"], "figures": each["figures"], "brief": each.get("brief", each["figures"])
+        }
+        for each in last
+    }  # fmt: skip
     return {"order": run["order"], "seed": run["config"]["seed"], "found": found}
 
 

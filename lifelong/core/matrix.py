@@ -24,7 +24,7 @@ def mean(values: Iterable[Score]) -> Score:
 def by_ending(figures: Mapping[str, float], *endings: str) -> dict[str, float]:
     """Mean of the figures called "NAME ENDING", by ending; without an ending that none has."""
     found = {end: [v for name, v in figures.items() if name.endswith(f" {end}")] for end in endings}
-    return {end: math.fsum(values) / len(values) for end, values in found.items() if values}
+    return {end: mean(values) for end, values in found.items() if values}
 
 
 @dataclass(frozen=True, kw_only=True)

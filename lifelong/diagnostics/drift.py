@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lifelong.core import head, prompts
 from lifelong.core.axes import Batch, Context, Diagnostic
+from lifelong.core.matrix import mean
 from lifelong.core.model import kind_of
 from lifelong.core.settings import Range
 from lifelong.numerics import change, low_rank
@@ -61,7 +62,7 @@ class Drift(Diagnostic):
     def brief(self, figures: dict[str, float]) -> dict[str, float]:
         """All weights; the mean over layers of what they compute."""
         turned = [value for name, value in figures.items() if name.startswith("features ")]
-        features = {"features": sum(turned) / len(turned)} if turned else {}
+        features = {"features": mean(turned)} if turned else {}
         return {"weights": figures["weights all"], **features}
 
     def _batches(self, context: Context) -> list[Batch]:

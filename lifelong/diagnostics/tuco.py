@@ -28,6 +28,7 @@ from torch.func import functional_call
 
 from lifelong.core import head, prompts
 from lifelong.core.axes import Batch, Context, Diagnostic
+from lifelong.core.matrix import mean
 from lifelong.core.model import Model
 from lifelong.core.settings import Range
 from lifelong.errors import UserError
@@ -78,7 +79,7 @@ class Tuco(Diagnostic):
 
     def brief(self, figures: dict[str, float]) -> dict[str, float]:
         """Mean over sets."""
-        return {"share": sum(figures.values()) / len(figures)} if figures else {}
+        return {"share": mean(figures.values())} if figures else {}
 
 
 def contribution(model: Model, base: nn.Module, batch: Batch) -> Tensor:

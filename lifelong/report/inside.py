@@ -35,8 +35,8 @@ def table(standings: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         texts = []
         for name, figure in keys:
             values = [run["found"].get(name, {"brief": {}})["brief"].get(figure) for run in row["inside"]]
-            mean = spread(values) if values else None
-            texts.append(formats.number(mean and mean.mean, 3))
+            found = spread(values)
+            texts.append(formats.number(found and found.mean, 3))
         rows.append([row["label"], formats.score(row["average_accuracy"], standings["percent"]), *texts])
     return ["method", "average accuracy", *keys.values()], rows
 

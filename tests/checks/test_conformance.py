@@ -114,6 +114,18 @@ def record(folder):
     return found
 
 
+def same_after_a_kill(whole, place, name, kill_at, **how):
+    """A run of the method that is killed there and called again leaves what `whole` has."""
+    folder = place / f"killed-{kill_at[0]}-{kill_at[1]}"
+    with pytest.raises(Killed):
+        train(folder, methods_with(name), kill_at=kill_at, **how)
+    train(folder, methods_with(name), **how)
+    again = record(folder)
+    assert again.keys() == whole.keys()
+    for part in whole:
+        assert again[part] == whole[part], f"{part} differs after a kill at {kill_at}"
+
+
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("name", [*TUNERS, *PENALTIES, *MEMORIES])
 def test_resumes_bit_for_bit(name, architecture, tmp_path):
@@ -124,14 +136,7 @@ def test_resumes_bit_for_bit(name, architecture, tmp_path):
     whole = record(train(tmp_path / "whole", methods_with(name), architecture).folder)
     assert any(entry["penalties"] for entry in whole["log.jsonl"]) == (name in PENALTIES or name in OWN_TERM)
     for kill_at in [(1, 1), (1, 2), (2, 2), (2, 3)]:
-        folder = tmp_path / f"killed-{kill_at[0]}-{kill_at[1]}"
-        with pytest.raises(Killed):
-            train(folder, methods_with(name), architecture, kill_at)
-        train(folder, methods_with(name), architecture)
-        again = record(folder)
-        assert again.keys() == whole.keys()
-        for part in whole:
-            assert again[part] == whole[part], f"{part} differs after a kill at {kill_at}"
+        same_after_a_kill(whole, tmp_path, name, kill_at, architecture=architecture)
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora"])
@@ -162,13 +167,7 @@ def test_learns_and_resumes_under_sgd_with_momentum(name, tmp_path):
         return
     whole = record(train(tmp_path / "whole", methods_with(name), pace=pace).folder)
     for kill_at in [(1, 1), (2, 2)]:
-        folder = tmp_path / f"killed-{kill_at[0]}-{kill_at[1]}"
-        with pytest.raises(Killed):
-            train(folder, methods_with(name), kill_at=kill_at, pace=pace)
-        train(folder, methods_with(name), pace=pace)
-        again = record(folder)
-        for part in whole:
-            assert again[part] == whole[part], f"{part} differs after a kill at {kill_at}"
+        same_after_a_kill(whole, tmp_path, name, kill_at, pace=pace)
 
 
 @pytest.mark.parametrize("name", [*PENALTIES, *MEMORIES])

@@ -12,6 +12,7 @@ from lifelong import standings
 from lifelong.errors import UserError
 from lifelong.report import formats
 from lifelong.report.standings import as_markdown, write_standings
+from lifelong.store.files import write_json
 from lifelong.streams import bench_file
 
 
@@ -235,3 +236,17 @@ def test_diagnostics_stand_beside_accuracy(lifelong, bench, project):
     assert shown["rankme: effective rank, more is better"] == formats.number(sum(ranks) / 2, 3)
     assert shown["linear_probe: probe, more is better"] == formats.number(sum(probes) / 4, 3)
     assert "Inside the models" in (project / "out" / "bench.html").read_text()
+
+
+def test_runs_from_before_there_were_brief_figures_show_all(lifelong, bench, project):
+    stream = yaml.safe_load((project / "stream.yaml").read_text())
+    stream["diagnostics"] = ["rankme"]
+    assert lifelong("bench", bench(stream=stream, bounds=False)).status == 0
+    for file in (project / "out").rglob("diagnostics.json"):
+        content = json.loads(file.read_text())
+        content.pop("checksum", None)
+        for each in content["diagnostics"]:
+            del each["brief"]
+        write_json(file, content)
+    assert lifelong("bench", bench(stream=stream, bounds=False)).status == 0
+    assert "rankme: rows, more is better" in (project / "out" / "bench.md").read_text()
