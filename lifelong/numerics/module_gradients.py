@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from transformers.pytorch_utils import Conv1D
 
+from lifelong.numerics.low_rank import Up
+
 
 class Layout(NamedTuple):
     """Which rows of a tensor belong to which of the B examples. A guess, to be verified.
@@ -99,10 +101,11 @@ class Call:
 
     def known(self) -> type | None:
         """The class whose closed form holds: its own forward, not an override."""
-        for kind in (nn.Linear, Conv1D, nn.Embedding):
-            if type(self.module).forward is kind.forward and "forward" not in vars(self.module):
-                return kind
-        return None
+        if "forward" in vars(self.module):
+            return None
+        forms = {nn.Linear.forward: nn.Linear, Up.forward: nn.Linear}
+        forms |= {kind.forward: kind for kind in (Conv1D, nn.Embedding)}
+        return forms.get(type(self.module).forward)
 
 
 class Share:
@@ -181,6 +184,7 @@ class Share:
         bare, layout = _Bare(self.call.module), self.layout
         weight = getattr(self.call.module, attribute).detach()
         named = dict(enumerate(self.call.args)) | self.call.kwargs
+        named = {key: _as_exact(value, weight) for key, value in named.items()}
         split = {key: layout.split(value)[part] for key, value in named.items() if layout.covers(value)}
 
         def one(pieces: dict[Any, Tensor], gradient: Tensor) -> Tensor:
@@ -193,6 +197,12 @@ class Share:
             return pull(layout.unsplit(gradient).to(output.dtype))[0]
 
         return vmap(one)(split, self.gradient[part])
+
+
+def _as_exact(value: Any, weight: Tensor) -> Any:
+    """Autocast rounds what reaches a weight; the module alone runs without it."""
+    rounded = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(weight.dtype) if rounded and value.dtype.itemsize < weight.dtype.itemsize else value
 
 
 class _Bare(nn.Module):

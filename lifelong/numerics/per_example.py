@@ -272,7 +272,9 @@ def _spread(gradient: Tensor, caught: tuple[Tensor | None, ...], num: int) -> Te
 
 
 def _close(left: Tensor, right: Tensor, scale: Tensor, dtype: torch.dtype) -> bool:
-    """Apart by rounding only: that of the products, and of an ordinary gradient in 16 bits."""
+    """Apart by rounding only: that of the products, and of an ordinary gradient in 16 bits, which comes to
+    3 % where terms cancel. Two examples of 16 that are exchanged make about 10 %.
+    """
     exact_products = torch.get_float32_matmul_precision() == "highest"
-    limit = 3e-2 if dtype.itemsize < 4 else 1e-4 if exact_products else 2e-3
+    limit = 5e-2 if dtype.itemsize < 4 else 1e-4 if exact_products else 2e-3
     return bool((left.float() - right.float()).norm() <= limit * scale.float())

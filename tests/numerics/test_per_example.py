@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lifelong.numerics.low_rank import ALL_LINEAR, attach_all
 from lifelong.numerics.per_example import (
     PerExample,
     Scores,
@@ -171,6 +172,27 @@ def test_float32_adapters_beside_sixteen_bit_weights_take_one_pass():
         expected = brute_force(params, score, inputs)
     assert not series.exact
     same(made, expected, tolerance=0.05)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_pairs_of_ours_take_one_pass(kind):
+    """The score alone is computed under autocast, as `diagonal_fisher` does it."""
+    network = tiny.network("llama").to(kind)
+    attach_all(network, [ALL_LINEAR], rank=2, scale=2.0, dropout=0.0, seed=0)
+    generator = torch.Generator().manual_seed(3)
+    params = {name: p for name, p in network.named_parameters() if "lora_" in name}
+    for parameter in params.values():
+        parameter.data.normal_(0, 0.1, generator=generator)
+    score, inputs = scorer("llama", network)
+
+    def cast(rows=inputs):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind is torch.bfloat16):
+            return score(rows)
+
+    series = PerExample(network, params)
+    made = series.gradients(cast)
+    assert not series.exact
+    same(made, brute_force(params, cast, inputs), tolerance=2e-5 if kind is torch.float32 else 0.05)
 
 
 @pytest.mark.parametrize("fails", [False, True])
