@@ -102,8 +102,9 @@ class Source(Part):
     name: str | None = None  # configuration of a data set that has several
     format: Literal["jsonl", "json", "csv", "tsv", "parquet", "datasets"] | None = None
     columns: dict[str, str] = {}  # our column: column of the data
+    skip: Annotated[int, Range(1)] | None = None  # rows left out before those that are taken
     limit: Annotated[int, Range(1)] | None = None  # rows
-    shuffle_seed: Annotated[int, Range(0)] | None = None  # shuffled before the limit
+    shuffle_seed: Annotated[int, Range(0)] | None = None  # shuffled before both
 
 
 class EvalSource(Source):

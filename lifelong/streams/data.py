@@ -43,9 +43,11 @@ def read_rows(source: Source, folder: Path, where: str) -> list[dict[str, Any]]:
         every = list(rows)
         random.Random(source.shuffle_seed).shuffle(every)
         rows = iter(every)
-    kept = list(islice(rows, source.limit))
+    first = source.skip or 0
+    kept = list(islice(rows, first, None if source.limit is None else first + source.limit))
     if not kept:
-        raise UserError(f"{where}: {source.path} has no rows.")
+        left = f" after the {first} that `skip` leaves out" if first else ""
+        raise UserError(f"{where}: {source.path} has no rows{left}.")
     return kept
 
 

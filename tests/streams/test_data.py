@@ -133,6 +133,14 @@ def test_shuffle_is_a_permutation_that_the_seed_fixes(tmp_path):
     assert orders[0] != orders[1]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(map(str, range(50)))
     assert [r["text"] for r in read(tmp_path, "d.jsonl", shuffle_seed=0, limit=7)] == orders[0][:7]
+    assert [r["text"] for r in read(tmp_path, "d.jsonl", shuffle_seed=0, skip=7, limit=9)] == orders[0][7:16]
+
+
+def test_rows_can_be_left_out(tmp_path):
+    write(tmp_path, "d.jsonl", ROWS)
+    assert plain(read(tmp_path, "d.jsonl", skip=2)) == ROWS[2:]
+    assert plain(read(tmp_path, "d.jsonl", skip=1, limit=1)) == ROWS[1:2]
+    assert f"d.jsonl has no rows after the {len(ROWS)} that" in complaint(tmp_path, "d.jsonl", skip=len(ROWS))
 
 
 @pytest.mark.parametrize(
