@@ -37,7 +37,6 @@ class Job(NamedTuple):
 
     cell: Cell
     untrained: Path | None  # evaluation of the untrained model, as another run made it
-    folder: Path  # that paths of the stream start from
 
 
 class Told(NamedTuple):
@@ -63,7 +62,7 @@ def run(bench: Bench, listen: Callable[[Told], None] = lambda told: None) -> Non
             while waiting and pool.num_free:
                 cell = waiting.pop(0)
                 begun[cell.folder] = time.monotonic()
-                pool.begin(Job(cell, _untrained(bench, cell), bench.folder))
+                pool.begin(Job(cell, _untrained(bench, cell)))
             (cell, *_), problem = pool.end()
             done += 1
             _record(cell, problem)
@@ -75,15 +74,15 @@ def check(bench: Bench, made: bool = True) -> None:
     any is begun, and for settings that were searched on the stream that is reported. Weights are not read,
     and the rows of a stream once.
     """
-    cells = {(each.label, each.order): each for each in bench.cells}.values()
+    cells = {each.line: each for each in bench.cells}.values()
     for _, group in groupby(sorted(cells, key=_stream), _stream):
         stream = None
         for cell in group:
             try:
-                stream = stream or build.stream(cell.chosen, bench.folder)
+                stream = stream or build.stream(cell.chosen, cell.start)
                 _check_cell(bench, cell, stream, made)
             except UserError as error:
-                raise UserError(f"{cell.label}, order {cell.order}: {error}") from None
+                raise UserError(f"{cell.called}, order {cell.order}: {error}") from None
     if bench.tuning is not None:
         _check_tuning(bench, bench.tuning)
 
@@ -102,16 +101,16 @@ def _check_tuning(bench: Bench, tuning: Tuning) -> None:
 def searching(bench: Bench) -> Bench:
     """The runs of all trials, as a bench."""
     cells = tuple(cell for trial in bench.tuning.trials for cell in trial.cells)
-    return bench._replace(cells=cells, folder=bench.tuning.folder, tuning=None)
+    return bench._replace(cells=cells, tuning=None)
 
 
 def streams_of(bench: Bench) -> "list[Stream]":
     """Every sequence of rows that a bench trains and judges, once."""
-    return [build.stream(each.chosen, bench.folder) for each in {c.rows: c for c in bench.cells}.values()]
+    return [build.stream(each.chosen, each.start) for each in {c.rows: c for c in bench.cells}.values()]
 
 
 def _stream(cell: Cell) -> str:
-    return digest(cell.chosen.resolved() | {"method": None})
+    return digest(cell.chosen.resolved() | {"method": None, "start": str(cell.start)})
 
 
 def _check_cell(bench: Bench, cell: Cell, stream: "Stream", made: bool) -> None:
@@ -120,7 +119,7 @@ def _check_cell(bench: Bench, cell: Cell, stream: "Stream", made: bool) -> None:
 
     methods = build.methods(cell.chosen.method)
     stream = launch.planned(stream, methods)
-    done = [each for each in bench.cells if made and each[:2] == cell[:2] and finished(each)]
+    done = [each for each in bench.cells if made and each.line == cell.line and finished(each)]
     plan = launch.plan_of(stream, methods) if done else {}
     for each in done:
         theirs = configuration(each.folder)
@@ -182,7 +181,7 @@ def attempt(job: Job, models: dict[str, Any]) -> str:
     return ""
 
 
-def make(cell: Cell, untrained: Path | None, folder: Path, models: dict[str, Any]) -> None:
+def make(cell: Cell, untrained: Path | None, models: dict[str, Any]) -> None:
     """One run, on a copy of the model that this worker keeps."""
     from lifelong import launch
     from lifelong.core import memory
@@ -195,5 +194,5 @@ def make(cell: Cell, untrained: Path | None, folder: Path, models: dict[str, Any
         models.clear()  # one at a time is kept
         models[key] = launch.load_model(cell.chosen, cell.seed)
     model = replace(models[key], network=copy.deepcopy(models[key].network))
-    launch.run(model, cell.chosen, output=cell.folder, seed=cell.seed, folder=folder, untrained=untrained)
+    launch.run(model, cell.chosen, output=cell.folder, seed=cell.seed, folder=cell.start, untrained=untrained)
     write_report([cell.folder], cell.folder / "report.html")

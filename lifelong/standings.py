@@ -10,7 +10,7 @@ time               seconds of training in units of sequential training's in the 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,19 +31,31 @@ METRICS = (
     "erased_accuracy", "erasure_gap",
 )  # fmt: skip
 Run = dict[str, Any]
+Means = dict[str, np.ndarray | None]  # (B,) resampled means of average accuracy, by method
 
 
-def of(bench: Bench) -> dict[str, Any]:
-    """Plain values: `rows` by average accuracy, best first, methods that failed last."""
+class Judged(NamedTuple):
+    """The runs of a bench on one stream, by method."""
+
+    cells: dict[str, list[Cell]]
+    runs: dict[str, list[Run]]  # those that are finished
+    means: Means  # None where a run is missing
+
+
+def judged(bench: Bench) -> Judged:
     labels = list(dict.fromkeys(cell.label for cell in bench.cells))
     cells = {label: [cell for cell in bench.cells if cell.label == label] for label in labels}
     runs = {label: _runs(cells[label]) for label in labels}
     tables = {label: _tables(cells[label], found) for label, found in runs.items()}
     means = {label: None if t is None else resampled_means(t, SEED) for label, t in tables.items()}
-    best = max(
-        (label for label in labels if means[label] is not None and label not in BOUNDS),
-        key=lambda label: _mean(runs[label], "average_accuracy"), default=None,
-    )  # fmt: skip
+    return Judged(cells, runs, means)
+
+
+def of(bench: Bench, known: Judged | None = None) -> dict[str, Any]:
+    """Of a bench on one stream. Plain values: `rows` by average accuracy, best first, what failed last."""
+    cells, runs, means = known or judged(bench)
+    values = {label: _mean(found, "average_accuracy") for label, found in runs.items()}
+    best = best_of(values, means)
     placed, told = _ranks(runs), [run for found in runs.values() for run in found]
     plans = {run["order"]: _matrix(run) for run in told if run["config"]["stream"] == "sequence"}
     rows = [
@@ -56,21 +68,20 @@ def of(bench: Bench) -> dict[str, Any]:
             **_of_each(runs[label], plans),
             **{name: _mean(runs[label], name) for name in METRICS},
             "interval": None if means[label] is None else interval(means[label]),
-            "difference": _difference(label, NAIVE, runs, means),
-            "tied": label == best or (label not in BOUNDS and _tied(_difference(label, best, runs, means))),
+            "difference": difference(label, NAIVE, values, means),
+            "tied": is_tied(label, best, values, means),
             "rank": placed.get(label),
             **_cost(label, runs),
             **_tuned(bench.tuning, label),
             "identity": _identity(runs[label], told),
         }
-        for label in labels
+        for label in cells
     ]
-    rows.sort(key=lambda row: (row["average_accuracy"] is None, -(row["average_accuracy"] or 0)))
     return {
-        "name": bench.settings.name, "rows": rows, "tuning": _tuning(bench.tuning),
+        "name": bench.settings.name, "rows": sorted(rows, key=by_accuracy), "tuning": _tuning(bench.tuning),
         "visible": list(dict.fromkeys(run["summary"]["visible"] for run in told)),
         "seeds": list(bench.settings.seeds), "orders": 1 + max(cell.order for cell in bench.cells),
-        "percent": all(compare.is_percent(run) for run in told),
+        "percent": all(compare.is_percent(run) for run in told), "streams": {},
     }  # fmt: skip
 
 
@@ -227,19 +238,33 @@ def _scores(run: Run, names: Sequence[str]) -> dict[str, list[float]] | None:
     return found
 
 
-def _difference(
-    label: str, other: str | None, runs: dict[str, list[Run]], means: dict[str, np.ndarray | None]
+def by_accuracy(row: dict[str, Any]) -> tuple[bool, float]:
+    """Key by which rows of a table are sorted."""
+    return row["average_accuracy"] is None, -(row["average_accuracy"] or 0)
+
+
+def best_of(values: dict[str, float | None], means: Means) -> str | None:
+    """The method of the highest average accuracy; bounds are none."""
+    known = [label for label in values if means[label] is not None and label not in BOUNDS]
+    return max(known, key=values.get, default=None)
+
+
+def difference(
+    label: str, other: str | None, values: dict[str, float | None], means: Means
 ) -> dict[str, float] | None:
-    """Of average accuracy to `other`'s, paired over runs and rows."""
+    """Of average accuracy (`values`) to `other`'s, paired over runs and rows."""
     if label == other or other is None or means.get(label) is None or means.get(other) is None:
         return None
     low, high = interval(means[label] - means[other])
-    value = _mean(runs[label], "average_accuracy") - _mean(runs[other], "average_accuracy")
-    return {"value": value, "low": low, "high": high}
+    return {"value": values[label] - values[other], "low": low, "high": high}
 
 
-def _tied(difference: dict[str, float] | None) -> bool:
-    return difference is not None and difference["high"] >= 0
+def is_tied(label: str, best: str | None, values: dict[str, float | None], means: Means) -> bool:
+    """Can it not be told from the best method? No bound can be tied."""
+    if label == best or label in BOUNDS:
+        return label == best
+    apart = difference(label, best, values, means)
+    return apart is not None and apart["high"] >= 0
 
 
 def _ranks(runs: dict[str, list[Run]]) -> dict[str, float]:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from lifelong import across, standings, tune
 from lifelong import bench as benches
-from lifelong import standings, tune
 from lifelong.report.standings import as_markdown, write_standings
 from lifelong.streams.bench_file import Bench
 from lifelong.streams.tuning import PROTOCOL, Tuning
@@ -15,11 +15,15 @@ from lifelong.streams.tuning import PROTOCOL, Tuning
 
 def run_bench(bench: Bench, as_json: bool) -> None:
     benches.run(bench, _teller(as_json))
-    found = standings.of(bench)
+    found, streams = across.of(bench) if bench.settings.streams else (standings.of(bench), {})
+    for name, each in streams.items():
+        write_standings(each, bench.alone(name).output)
     page = write_standings(found, bench.output)
     if as_json:
-        print(json.dumps(found | {"page": str(page)}))
+        print(json.dumps(found | {"page": str(page), "tables": streams}))
         return
+    for name, each in streams.items():
+        print(f"{name}:\n\n{as_markdown(each)}")
     print(as_markdown(found))
     print(f"table: {page}, and bench.md, bench.csv and bench.curves.csv beside it")
 
@@ -62,7 +66,7 @@ def _teller(quiet: bool) -> Callable[[benches.Told], None]:
     def told(each: benches.Told) -> None:
         ended = f"failed: {each.problem.splitlines()[-1]}" if each.problem else f"{each.seconds:.0f} s"
         gone = time.monotonic() - begun
-        where = f"{each.cell.label}, {each.cell.folder.name}"
+        where = f"{each.cell.called}, {each.cell.folder.name}"
         console.print(f"{each.done:>4} of {each.total}  {where}: {ended}  ({gone / 60:.1f} min)")
 
     return told

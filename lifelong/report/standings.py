@@ -88,7 +88,8 @@ def write_standings(standings: dict[str, Any], output: Path) -> Path:
     if inside.table(standings)[1]:
         write_text(output / "bench.diagnostics.csv", inside.as_csv(standings))
     write_text(output / "bench.csv", as_csv(standings))
-    write_text(output / "bench.curves.csv", curves.as_csv(standings))
+    if not standings["streams"]:
+        write_text(output / "bench.curves.csv", curves.as_csv(standings))
     for folder in (Path(each) for row in standings["rows"] for each in row["folders"]):
         if not (folder / REPORT).exists():  # the process was killed before
             write_report([folder], folder / REPORT)
@@ -101,6 +102,9 @@ def about(standings: dict[str, Any]) -> list[str]:
     """What holds for the whole table."""
     seeds, orders = len(standings["seeds"]), standings["orders"]
     runs = f"{orders} order{'s' * (orders != 1)}, {seeds} seed{'s' * (seeds != 1)}."
+    if names := list(standings["streams"]):
+        alike = "Mean over streams, which count alike; each has a table of its own"
+        runs = f"{alike}: {', '.join(names)}. Of each at most {runs}"
     failed = [f"{row['label']}: {row['problem']}" for row in standings["rows"] if row["problem"]]
     return [runs, *_tuning(standings), *standings["visible"], *NOTES, *failed]
 
@@ -122,12 +126,20 @@ def _tuning(standings: dict[str, Any]) -> list[str]:
 
 
 def columns(standings: dict[str, Any]) -> tuple[Column, ...]:
-    """Those of the search stand beside the reported accuracy, and after the cost; those of erasure where
-    something was erased.
+    """Those of the search stand beside the reported accuracy, and after the cost; those of several streams
+    before the forgetting, and those of erasure where something was erased.
     """
     erased = ERASED if any(row["erased_accuracy"] is not None for row in standings["rows"]) else ()
     tuned = TUNED if standings["tuning"] is not None else ()
-    return (*COLUMNS[:2], *tuned[:1], *erased, *COLUMNS[2:-1], *tuned[1:], COLUMNS[-1])
+    streams = tuple(_on(name) for name in standings["streams"])
+    return (
+        *COLUMNS[:2], *tuned[:1], *erased, COLUMNS[2], *streams, *COLUMNS[3:-1], *tuned[1:], COLUMNS[-1]
+    )  # fmt: skip
+
+
+def _on(stream: str) -> Column:
+    """Average accuracy on one of several streams."""
+    return f"on {stream}, %", f"on {stream}", lambda row: points(row[f"on {stream}"])
 
 
 def as_markdown(standings: dict[str, Any]) -> str:
@@ -179,10 +191,7 @@ def as_page(standings: dict[str, Any], output: Path) -> str:
             "label": row["label"],
             "lacks": "" if row["runs"] == row["planned"] else f"{row['runs']} of {row['planned']} runs",
             "anchor": f"curve-{place}",
-            "links": [
-                (curve["order"], curve["seed"], points(curve["average"][-1]), _link(folder, output))
-                for curve, folder in zip(row["curves"], row["folders"], strict=True)
-            ],
+            "links": _links(row, standings["streams"], output),
         }
         for place, row in enumerate(standings["rows"], start=1)
     ]
@@ -195,8 +204,19 @@ def as_page(standings: dict[str, Any], output: Path) -> str:
                   lambda found: charts.scale(found, 1024.0, formats.size, least=1.0), standings["percent"]),
         ],
         curves=curves.figures(standings), averages=curves.table(standings), inside=inside.table(standings),
-        percent=standings["percent"],
+        percent=standings["percent"], linked="each stream" if standings["streams"] else "each run",
     )  # fmt: skip
+
+
+def _links(row: Row, streams: dict[str, str], output: Path) -> list[tuple[str, str, str]]:
+    """(average accuracy, of what, address) of every run; or of every stream, whose page has the runs."""
+    if streams:
+        pages = {name: quote(f"{folder}/bench.html") for name, folder in streams.items()}
+        return [(points(row[f"on {name}"]), name, page) for name, page in pages.items()]
+    return [
+        (points(c["average"][-1]), f"order {c['order']}, seed {c['seed']}", _link(folder, output))
+        for c, folder in zip(row["curves"], row["folders"], strict=True)
+    ]
 
 
 def _key(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The runs of a bench: a method on a stream, in every order and with every seed."""
+"""The runs of a bench: a method on each stream, in every order and with every seed."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -12,10 +12,24 @@ from lifelong.streams import config, plain_yaml
 from lifelong.streams.config import RunConfig, Training
 
 if TYPE_CHECKING:
-    from lifelong.streams.bench_file import BenchFile, Entry, Repeats
+    from lifelong.streams.bench_file import BenchFile, Entry, Repeats, StreamEntry
 
 PACE = set(Training.model_fields) - {"objective"}  # changes what is learned, not what is judged
 OWN = ("method", "seed", "seeds", "output", "name")  # what the bench itself says of a run
+
+
+class Origin(NamedTuple):
+    """The stream file of a stream."""
+
+    content: dict[str, Any]
+    folder: Path  # that its paths start from
+    name: str = ""  # empty where the bench has one stream
+    orders: Any = None  # where they are other than those of the bench
+
+    @property
+    def where(self) -> str:
+        """Stands before the keys of a bench file."""
+        return f"streams.{self.name}, " if self.name else ""
 
 
 class Cell(NamedTuple):
@@ -27,6 +41,17 @@ class Cell(NamedTuple):
     chosen: RunConfig
     folder: Path  # of the run
     rows: str  # digest of what the untrained model's figures follow from: all but method, pace and seed
+    start: Path  # that paths of the stream start from
+    stream: str  # its name; empty where the bench has one
+
+    @property
+    def line(self) -> tuple[str, str, int]:
+        """All seeds of a method on one order of a stream."""
+        return self.stream, self.label, self.order
+
+    @property
+    def called(self) -> str:
+        return f"{self.stream}: {self.label}" if self.stream else self.label
 
 
 class Written(NamedTuple):
@@ -34,16 +59,24 @@ class Written(NamedTuple):
 
     path: Path
     settings: "BenchFile"
-    content: dict[str, Any]  # of the stream file
-    folder: Path  # that paths of the stream start from
+    origins: tuple[Origin, ...]
 
     @property
     def output(self) -> Path:
         return Path(self.settings.output or f"runs/{self.settings.name}")
 
 
-def stream_content(value: Any, path: Path, key: str) -> tuple[dict[str, Any], Path]:
-    """(content of the stream that `key` of a bench file names, folder that its paths start from)."""
+def origins(streams: "dict[str, StreamEntry]", path: Path) -> tuple[Origin, ...]:
+    """The streams of the bench file `path`, by their names."""
+    keys = {name: f"streams.{name}" if name else "stream" for name in streams}
+    return tuple(
+        origin(each.stream, path, keys[name])._replace(name=name, orders=each.orders)
+        for name, each in streams.items()
+    )
+
+
+def origin(value: Any, path: Path, key: str) -> Origin:
+    """The stream that `key` of the bench file `path` names."""
     folder = path.parent
     if isinstance(value, str):
         file = path.parent / value
@@ -52,34 +85,38 @@ def stream_content(value: Any, path: Path, key: str) -> tuple[dict[str, Any], Pa
         folder, value = file.parent, plain_yaml.read(file)
     if not isinstance(value, dict):
         raise UserError(f"{path.name}: {key} must be the content of a stream file, or the path of one.")
-    return value, folder
+    return Origin(value, folder)
 
 
-def config_of(
-    file: Written, content: dict[str, Any], entry: "Entry", where: str, changes: Sequence[str]
-) -> RunConfig:
+def config_of(file: Written, stream: Origin, entry: "Entry", where: str, changes: Sequence[str]) -> RunConfig:
     """The stream file of a method's runs."""
-    bare = {key: value for key, value in content.items() if key not in OWN}
+    bare = {key: value for key, value in stream.content.items() if key not in OWN}
+    name = f"{file.settings.name}-{stream.name}" if stream.name else file.settings.name
     try:
-        return config.parse(bare | {"method": entry.method, "name": file.settings.name}, where, changes)
+        return config.parse(bare | {"method": entry.method, "name": name}, where, changes)
     except UserError as error:  # what is said of an override does not name the method
         raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
 
 
-def cells_of(chosen: RunConfig, repeats: "Repeats", label: str, folder: Path, where: str) -> Iterable[Cell]:
+def cells_of(
+    chosen: RunConfig, repeats: "Repeats", stream: Origin, label: str, folder: Path, where: str
+) -> Iterable[Cell]:
     """A run of every order and seed, below `folder`."""
+    if stream.orders is not None:
+        repeats = repeats.model_copy(update={"orders": stream.orders})
     orders = _named(repeats, chosen, where) if chosen.named else _listed(repeats, chosen, where)
     for order, seed in _pairs(repeats, len(orders), where):
         mine = chosen.model_copy(update={"stages": orders[order]})
-        yield Cell(label, order, seed, mine, folder / f"order{order}-seed{seed}", _rows(mine))
+        place, rows = folder / f"order{order}-seed{seed}", _rows(mine, stream.folder)
+        yield Cell(label, order, seed, mine, place, rows, stream.folder, stream.name)
 
 
 def folder_of(label: str) -> str:
     return label.replace(" ", "-")
 
 
-def _rows(chosen: RunConfig) -> str:
-    record = chosen.resolved() | {"method": None}
+def _rows(chosen: RunConfig, start: Path) -> str:
+    record = chosen.resolved() | {"method": None, "start": str(start)}
     stages = [record["defaults"]] if chosen.named else record["stages"]
     for stage in stages:
         for key in PACE:

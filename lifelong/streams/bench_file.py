@@ -1,4 +1,4 @@
-"""The bench file: methods x orders x seeds on one stream, as a list of runs.
+"""The bench file: methods x streams x orders x seeds, as a list of runs.
 
     name: embedded
     stream: {model: minilm, stages: embedded, defaults: {epochs: 3}}   # or a stream file
@@ -6,6 +6,10 @@
       ewc: [full, {ewc: {strength: 100}}]
       small replay: {method: [lora, {reservoir: {size: 50}}], changes: [defaults.epochs=2]}
     seeds: [0, 1, 2]
+
+or, in place of `stream`, several:
+
+    streams: {short: short.yaml, long: {stream: long.yaml, orders: 3}}
 
 Every run is a stream file of its own, so that `lifelong run` would do the same. The bounds
 (`sequential`, `joint`, `per_task`) are added where they are not named. Needs no torch.
@@ -26,7 +30,7 @@ from pydantic import BeforeValidator, ValidationError, model_validator
 from lifelong.core.settings import Range
 from lifelong.errors import UserError, nearest
 from lifelong.streams import mistakes, overrides, plain_yaml, search_space
-from lifelong.streams.bench_cells import Cell, Written, cells_of, config_of, folder_of, stream_content
+from lifelong.streams.bench_cells import Cell, Written, cells_of, config_of, folder_of, origins
 from lifelong.streams.part import Part
 from lifelong.streams.tuning import FOLDER, Tuning, frozen, plan
 
@@ -56,11 +60,14 @@ def _entry(label: Any, value: Any) -> dict[str, Any]:
     return ({"method": label} if label in BOUNDS else {}) | value
 
 
+Orders = tuple[tuple[str, ...] | int | str, ...] | Annotated[int, Range(1)]
+
+
 class Repeats(Part):
     """How often a method is run."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    orders: tuple[tuple[str, ...] | int | str, ...] | Annotated[int, Range(1)] = 1  # orders of the stages,
+    orders: Orders = 1  # of the stages,
     # or how many: the first is that of the stream, the others are drawn by `order_seed`; of a named
     # stream the values of its setting `order`
     order_seed: Annotated[int, Range(0)] = 0
@@ -71,6 +78,22 @@ class Repeats(Part):
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"seeds: give at least one, none twice; got {list(self.seeds)}.")
         return self
+
+
+class StreamEntry(Part):
+    """One of several streams."""
+
+    stream: Any = None  # content of a stream file, or the path of one
+    orders: Orders | None = None  # in place of those of the bench
+
+
+def _streams(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise UserError("streams: give them by name, such as {short: short.yaml, long: long.yaml}.")
+    return {
+        name: each if isinstance(each, dict) and "stream" in each else {"stream": each}
+        for name, each in value.items()
+    }
 
 
 class Tune(Repeats):
@@ -85,9 +108,17 @@ class Tune(Repeats):
     seed: Annotated[int, Range(0)] = 0  # of what is drawn
 
 
+def _check_folder(key: str, name: str) -> None:
+    if not name or "/" in name or name.startswith(".") or name == FOLDER:
+        raise UserError(
+            f"{key}: `{name}` becomes the name of a folder: no `/`, no leading dot; `{FOLDER}` is taken."
+        )
+
+
 class BenchFile(Repeats):
     name: str
-    stream: Any  # content of a stream file, or the path of one
+    stream: Any = None  # content of a stream file, or the path of one
+    streams: Annotated[dict[str, StreamEntry], BeforeValidator(_streams)] = {}  # or several
     methods: Annotated[dict[str, Entry], BeforeValidator(_entries)]
     tune: Tune | None = None
     output: str = ""  # empty: runs/<name>
@@ -98,12 +129,15 @@ class BenchFile(Repeats):
 
     @model_validator(mode="after")
     def _consistent(self) -> "BenchFile":
+        if (self.stream is None) == (not self.streams):
+            raise UserError(
+                "stream: give one, as content of a stream file or its path, or several by name in `streams`."
+            )
+        for name in self.methods:
+            _check_folder("methods", name)
+        for name in self.streams:
+            _check_folder("streams", name)
         for label, entry in self.methods.items():
-            if not label or "/" in label or label.startswith(".") or label == FOLDER:
-                raise UserError(
-                    f"methods: `{label}` becomes the name of a folder: no `/`, no leading dot; `{FOLDER}` is "
-                    "taken."
-                )
             if entry.search and self.tune is None:
                 raise UserError(f"methods.{label}: to search, name under `tune` another stream to search on.")
         if self.tune is not None and not any(self.searches().values()):
@@ -124,9 +158,14 @@ class BenchFile(Repeats):
 class Bench(NamedTuple):
     settings: BenchFile
     cells: tuple[Cell, ...]
-    folder: Path  # that paths of the stream start from
     output: Path
     tuning: Tuning | None = None  # where settings are searched
+
+    def alone(self, stream: str) -> "Bench":
+        """What concerns one of several streams."""
+        named = self.settings.model_copy(update={"name": f"{self.settings.name}: {stream}"})
+        cells = tuple(cell for cell in self.cells if cell.stream == stream)
+        return self._replace(settings=named, cells=cells, output=self.output / folder_of(stream))
 
 
 def read(path: str | Path, changes: Iterable[str] = (), freeze: bool = True) -> Bench:
@@ -137,13 +176,15 @@ def read(path: str | Path, changes: Iterable[str] = (), freeze: bool = True) -> 
     tuning = plan(file) if file.settings.tune else None
     tuning = frozen(tuning) if tuning and freeze else tuning
     made: list[Cell] = []
-    for label, entry in file.settings.entries().items():
-        found = tuning.chosen.get(label, {}) if tuning else {}
-        where = f"{file.path.name}: methods.{label}"
-        chosen = config_of(file, file.content, entry, where, (*entry.changes, *found.get("changes", ())))
-        folder = file.output / folder_of(label)
-        made += cells_of(chosen, file.settings, label, folder, file.path.name)
-    return Bench(file.settings, tuple(made), file.folder, file.output, tuning)
+    for stream in file.origins:
+        for label, entry in file.settings.entries().items():
+            found = tuning.chosen.get(label, {}) if tuning else {}
+            where = f"{file.path.name}: {stream.where}methods.{label}"
+            chosen = config_of(file, stream, entry, where, (*entry.changes, *found.get("changes", ())))
+            folder = file.output / folder_of(stream.name) / folder_of(label)
+            place = file.path.name + (f": streams.{stream.name}" if stream.name else "")
+            made += cells_of(chosen, file.settings, stream, label, folder, place)
+    return Bench(file.settings, tuple(made), file.output, tuning)
 
 
 def _written(path: Path, changes: Iterable[str]) -> Written:
@@ -160,4 +201,5 @@ def _written(path: Path, changes: Iterable[str]) -> Written:
         settings = BenchFile.model_validate(raw)
     except ValidationError as error:
         raise UserError(mistakes.tell(error, BenchFile, path.name, places)) from None
-    return Written(path, settings, *stream_content(settings.stream, path, "stream"))
+    streams = settings.streams or {"": StreamEntry(stream=settings.stream)}
+    return Written(path, settings, origins(streams, path))

@@ -12,7 +12,7 @@ from lifelong.errors import UserError
 from lifelong.store.content import digest
 from lifelong.store.files import write_text
 from lifelong.streams import plain_yaml, search_space
-from lifelong.streams.bench_cells import Cell, Written, cells_of, config_of, folder_of, stream_content
+from lifelong.streams.bench_cells import Cell, Origin, Written, cells_of, config_of, folder_of, origin
 
 PROTOCOL = "hp_reality_check"
 FOLDER = "tuning"  # of the trials, below the bench's output
@@ -30,7 +30,6 @@ class Trial(NamedTuple):
 
 class Tuning(NamedTuple):
     trials: tuple[Trial, ...]
-    folder: Path  # that paths of the tuning stream start from
     file: Path  # where the chosen settings are frozen
     bench: str  # name of the bench file
     chosen: dict[str, dict[str, Any]] = {}  # by method, as the file says
@@ -51,28 +50,43 @@ class Tuning(NamedTuple):
 
 def plan(file: Written) -> Tuning:
     """The trials of every method that is searched."""
-    tune = file.settings.tune
-    content, folder = file.content, file.folder
-    if tune.stream is not None:
-        content, folder = stream_content(tune.stream, file.path, "tune.stream")
-    if isinstance(tune.stream, dict):  # says only what is other than in the reported stream
-        content = {key: each for key, each in file.content.items() if key not in ROWS} | content
-    found: list[Trial] = []
+    stream, found = _origin(file), []
     for label, wanted in file.settings.searches().items():
-        found += _trials(file, label, wanted, content) if wanted else []
-    return Tuning(tuple(found), folder, file.path.with_name(file.path.stem + ENDING), file.path.name)
+        found += _trials(file, label, wanted, stream) if wanted else []
+    return Tuning(tuple(found), file.path.with_name(file.path.stem + ENDING), file.path.name)
 
 
-def _trials(file: Written, label: str, wanted: search_space.Search, content: dict[str, Any]) -> list[Trial]:
-    """Of one method. Its settings must fit the tuning stream and the reported one."""
+def _origin(file: Written) -> Origin:
+    """The stream that is searched on."""
+    tune, several = file.settings.tune, len(file.origins) > 1
+    reported = file.origins[0]
+    if tune.stream is None:
+        if several:
+            raise UserError(
+                f"{file.path.name}: tune: with several streams name another one to search on: `stream`, the "
+                "content of a stream file or its path."
+            )
+        return reported._replace(name="", orders=None)
+    found = origin(tune.stream, file.path, "tune.stream")
+    if isinstance(tune.stream, dict) and not several:  # says only what is other than in the reported stream
+        bare = {key: each for key, each in reported.content.items() if key not in ROWS}
+        found = found._replace(content=bare | found.content)
+    return found
+
+
+def _trials(file: Written, label: str, wanted: search_space.Search, stream: Origin) -> list[Trial]:
+    """Of one method. Its settings must fit the tuning stream and those that are reported."""
     tune, entry = file.settings.tune, file.settings.entries()[label]
     where = f"{file.path.name}: methods.{label}"
     try:
         tried = search_space.trials(wanted, tune.trials, f"{tune.seed} {label}")
     except UserError as error:
         raise UserError(f"{where}.search: {error}") from None
-    for place, stream, changes in ((where, file.content, ()), (f"{where}, tune", content, tune.changes)):
-        made = [config_of(file, stream, entry, place, (*changes, *entry.changes, *each)) for each in tried]
+    reported = [(f"{file.path.name}: {each.where}methods.{label}", each, ()) for each in file.origins]
+    for place, each_stream, changes in (*reported, (f"{where}, tune", stream, tune.changes)):
+        made = [
+            config_of(file, each_stream, entry, place, (*changes, *entry.changes, *each)) for each in tried
+        ]
         if len({each.fingerprint for each in made}) < len(made):
             raise UserError(
                 f"{place}: two trials are the same run. A stage that sets what is searched under `defaults` "
@@ -81,7 +95,8 @@ def _trials(file: Written, label: str, wanted: search_space.Search, content: dic
     output = file.output / FOLDER / folder_of(label)
     return [
         Trial(label, each, tuple(cells_of(
-            chosen, tune, f"{label}, trial {number}", output / chosen.fingerprint[:8], f"{where}, tune",
+            chosen, tune, stream, f"{label}, trial {number}", output / chosen.fingerprint[:8],
+            f"{where}, tune",
         )))
         for number, (each, chosen) in enumerate(zip(tried, made, strict=True))
     ]  # fmt: skip

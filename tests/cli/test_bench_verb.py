@@ -137,7 +137,7 @@ def test_a_worker_computes_features_of_evaluation_rows_once_for_all_methods_and_
     hook = nn.modules.module.register_module_forward_hook(count)
     try:
         for cell in bench_file.read(bench(stream=stream, methods=methods, bounds=False)).cells:
-            runs.make(cell, None, project, worker)
+            runs.make(cell, None, worker)
             passes.append(len(seen))
             seen.clear()
     finally:

@@ -24,7 +24,7 @@ def row(label, found, folders=None):
 def standings(rows, percent=True):
     return {
         "name": "made", "rows": rows, "tuning": None, "visible": [], "seeds": [0, 1], "orders": 1,
-        "percent": percent,
+        "streams": {}, "percent": percent,
     }  # fmt: skip
 
 
