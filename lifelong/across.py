@@ -5,7 +5,8 @@ average accuracy   mean over streams of the average accuracy on each; its interv
 rank, time, kept   mean over streams of what the table of each stream has
 peak memory        the largest on any stream
 
-A method that has no run on one of the streams has no figure here.
+A method that has no run on one of the streams has no figure here. Where streams are judged in different units
+there is no mean of scores, only of ranks and cost.
 """
 
 from typing import Any
@@ -19,6 +20,7 @@ from lifelong.streams.bench_file import Bench
 
 Row = dict[str, Any]
 MEAN = (*standings.METRICS, "rank", "seconds", "evaluation_seconds", "time", "kept_bytes")
+UNITS = tuple(name for name in standings.METRICS if name != "general_ability")  # in that of the table
 SAME = ("label", "bound", "settings", "tuning_score", "trials", "tuning_runs", "tuning_seconds")
 
 
@@ -41,16 +43,27 @@ def of(bench: Bench) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         }
         for label, found in by_label.items()
     ]
-    first = tables[names[0]]
-    whole = first | {
+    scale = _scale(list(tables.values()))
+    if len({table["unit"] for table in tables.values()}) > 1:  # no mean of such figures
+        rows = [row | dict.fromkeys((*UNITS, "interval", "difference")) | {"tied": False} for row in rows]
+    whole = tables[names[0]] | {
         "name": bench.settings.name,
         "rows": sorted(rows, key=standings.by_accuracy),
         "visible": [f"{name}: {line}" for name, table in tables.items() for line in table["visible"]],
         "orders": max(table["orders"] for table in tables.values()),
-        "percent": all(table["percent"] for table in tables.values()),
+        **scale,
         "streams": {name: parts[name].output.name for name in names},
     }
     return whole, tables
+
+
+def _scale(tables: list[dict[str, Any]]) -> dict[str, Any]:
+    """That of all tables; where they differ, what is left of it."""
+    keys = {"word": "score", "percent": False, "unit": "", "apart": ""}
+    return {
+        key: tables[0][key] if len({table[key] for table in tables}) == 1 else other
+        for key, other in keys.items()
+    }
 
 
 def _means(streams: list[Means]) -> Means:

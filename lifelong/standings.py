@@ -8,6 +8,7 @@ time               seconds of training in units of sequential training's in the 
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +48,10 @@ def judged(bench: Bench) -> Judged:
     cells = {label: [cell for cell in bench.cells if cell.label == label] for label in labels}
     runs = {label: _runs(cells[label]) for label in labels}
     tables = {label: _tables(cells[label], found) for label, found in runs.items()}
-    means = {label: None if t is None else resampled_means(t, SEED) for label, t in tables.items()}
+    means = {
+        label: None if found is None else resampled_means(found.scores, SEED, weights=found.weights)
+        for label, found in tables.items()
+    }
     return Judged(cells, runs, means)
 
 
@@ -81,7 +85,7 @@ def of(bench: Bench, known: Judged | None = None) -> dict[str, Any]:
         "name": bench.settings.name, "rows": sorted(rows, key=by_accuracy), "tuning": _tuning(bench.tuning),
         "visible": list(dict.fromkeys(run["summary"]["visible"] for run in told)),
         "seeds": list(bench.settings.seeds), "orders": 1 + max(cell.order for cell in bench.cells),
-        "percent": all(compare.is_percent(run) for run in told), "streams": {},
+        **compare.scale_of(told)._asdict(), "streams": {},
     }  # fmt: skip
 
 
@@ -200,30 +204,52 @@ def _mean(runs: Sequence[Run], name: str) -> float | None:
     return None if found is None else found.mean
 
 
-def _tables(cells: Sequence[Cell], runs: Sequence[Run]) -> list[np.ndarray] | None:
-    """(S, R) final scores of the evaluation set of every task that was not erased, by name; None where a
-    run is missing or a set is not judged by a share.
-    """
+class Tables(NamedTuple):
+    """Final scores of the evaluation set of every task that was not erased, in the order of their names."""
+
+    scores: list[np.ndarray]  # (S, R) each
+    weights: list[np.ndarray | None]  # (R,) each, None where rows weigh alike
+
+
+def _tables(cells: Sequence[Cell], runs: Sequence[Run]) -> Tables | None:
+    """None where a run is missing, or a figure is no mean over rows."""
     if len(runs) < len(cells):
         return None
-    found: dict[str, list[list[float]]] = {}
+    scores: dict[str, list[np.ndarray]] = {}
+    weights: dict[str, np.ndarray | None] = {}
     for run in runs:
-        last = run["evaluations"][-1]
         gone = compare.erased(run)
-        sets = {s["name"]: s for s in last["sets"] if not s["general"] and s["name"] not in gone}
-        if any(each["unit"] != "%" for each in sets.values()):
-            return None
-        scores = _scores(run, list(sets))
-        if scores is None:
-            return None
-        for name in sets:
-            found.setdefault(name, []).append(scores[name])
-    return [np.asarray(found[name]) for name in sorted(found)]
+        sets = [s for s in run["evaluations"][-1]["sets"] if not s["general"] and s["name"] not in gone]
+        rows = _scores(run, [each["name"] for each in sets])
+        for each in sets:
+            name, told = each["name"], np.asarray(rows[each["name"]])  # (R, 2)
+            weighs = _weighs(told, each["benefit"])
+            if weighs is None:
+                return None
+            scores.setdefault(name, []).append(told[:, 0])
+            weights[name] = told[:, 1] if weighs else None
+    names = sorted(scores)
+    return Tables([np.asarray(scores[name]) for name in names], [weights[name] for name in names])
 
 
-def _scores(run: Run, names: Sequence[str]) -> dict[str, list[float]] | None:
-    """Score of every row after the last stage, in the order of the rows. A run of separate models keeps
-    them in the run of each task."""
+def _weighs(told: np.ndarray, benefit: float) -> bool | None:
+    """Is the figure of a set the mean of its rows' scores by their tokens, as perplexity's is, or the plain
+    mean? None: neither. `told` has score and tokens of each row.
+    """
+    if not len(told) or np.isnan(told).any():
+        return None
+    if math.isclose(told[:, 0].mean(), benefit, rel_tol=1e-6, abs_tol=1e-9):
+        return False
+    known = (told[:, 1] > 0).all() and math.isclose(
+        np.average(told[:, 0], weights=told[:, 1]), benefit, rel_tol=1e-6, abs_tol=1e-9
+    )
+    return True if known else None
+
+
+def _scores(run: Run, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
+    """(score, tokens) of every row after the last stage, in the order of the rows; not a number where a row
+    has none. A run of separate models keeps them in the run of each task.
+    """
     folder, found = Path(run["folder"]), {name: [] for name in names}
     parts = sorted((folder / "per_task").glob("*")) if run["config"]["stream"] == "per_task" else [folder]
     for part in parts:
@@ -232,9 +258,8 @@ def _scores(run: Run, names: Sequence[str]) -> dict[str, list[float]] | None:
         for line in (stage / "answers.jsonl").read_text(encoding="utf-8").splitlines():
             answer = json.loads(line)
             if answer["set"] in found and answer["set"] in own:
-                if "score" not in answer:
-                    return None
-                found[answer["set"]].append(float(answer["score"]))
+                pair = float(answer.get("score", math.nan)), float(answer.get("tokens", 1))
+                found[answer["set"]].append(pair)
     return found
 
 

@@ -3,12 +3,15 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lifelong.core import discover
 from lifelong.errors import UserError, nearest
 from lifelong.store.run import read_run
 from lifelong.streams import plain_yaml
+
+if TYPE_CHECKING:
+    from lifelong.report.compare import Scale
 
 QUESTIONS = {
     "objectives": "what a step minimises",
@@ -25,12 +28,12 @@ QUESTIONS = {
     "recipes": "compositions under one name",
 }
 METRICS = ("average_accuracy", "forgetting", "backward_transfer", "learning_accuracy", "general_ability")
-HEADS = ("accuracy", "forgetting", "backward", "learned", "general")
+HEADS = ("{word}", "forgetting", "backward", "learned", "general")  # `Scale` says what is in braces
 MEANINGS = (
-    "mean over the tasks after the last stage, in %",
-    "mean drop of a task from its best earlier score, in points; less is better",
-    "mean change of a task since its own stage, in points",
-    "mean over the tasks, each right after its own stage, in %",
+    "mean over the tasks after the last stage{unit}",
+    "mean drop of a task from its best earlier score{apart}; less is better",
+    "mean change of a task since its own stage{apart}",
+    "mean over the tasks, each right after its own stage{unit}",
     "share kept of what was never trained, in %",
 )
 
@@ -45,17 +48,24 @@ def print_runs(folders: list[Path], page: Path, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from lifelong.report.compare import scale_of
+
+    scale = scale_of(runs)
+    unit, apart = (f", in {each}" if each else "" for each in (scale.unit, scale.apart))
+    told = {"word": scale.word, "unit": unit, "apart": apart}
+    heads, meanings = ([text.format(**told) for text in texts] for texts in (HEADS, MEANINGS))
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("method", overflow="fold")
-    for head in ("seed", *HEADS, "minutes", "GiB"):
+    for head in ("seed", *heads, "minutes", "GiB"):
         table.add_column(head, justify="right")
     for run in runs:
-        table.add_row(*_row(run))
+        table.add_row(*_row(run, scale))
     console = Console(width=None if Console().is_terminal else 100, highlight=False)
     console.print(table)
     console.print()
-    for head, meaning in zip(HEADS, MEANINGS, strict=True):
-        console.print(f"{head:<10}  {meaning}", style="dim", soft_wrap=True)
+    width = max(map(len, heads))
+    for head, meaning in zip(heads, meanings, strict=True):
+        console.print(f"{head:<{width}}  {meaning}", style="dim", soft_wrap=True)
     for text in dict.fromkeys(run["summary"]["visible"] for run in runs if run["summary"]):
         console.print(text, style="dim")
     for run in runs:
@@ -107,13 +117,19 @@ def _notes(run: dict[str, Any]) -> list[str]:
     return found
 
 
-def _row(run: dict[str, Any]) -> list[str]:
+def _row(run: dict[str, Any], scale: "Scale") -> list[str]:
     found = {m["id"]: m["value"] for m in run["summary"].get("metrics", [])}
-    cells = ["-" if found.get(name) is None else f"{100 * found[name]:.1f}" for name in METRICS]
+    cells = [_figure(found.get(name), scale.percent or name == "general_ability") for name in METRICS]
     seconds = sum(cost["seconds"] + cost.get("evaluation_seconds", 0) for cost in run["costs"])
     peak = max((cost["peak_memory_bytes"] for cost in run["costs"]), default=0)
     memory = f"{peak / 2**30:.2f}"
     return [run["config"]["method_name"], str(run["config"]["seed"]), *cells, f"{seconds / 60:.1f}", memory]
+
+
+def _figure(value: float | None, percent: bool) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" if percent else f"{value:.3f}"
 
 
 def print_sets(sets: list[dict[str, Any]], as_json: bool) -> None:

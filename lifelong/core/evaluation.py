@@ -28,6 +28,8 @@ VISIBLE = {
     "test time.",
     "seen": "Each row was answered among the labels of all stages trained so far (never fewer than its own "
     "task's): the task's identity was visible only through the wording of its prompt.",
+    "none": "No row had candidates to choose from: answers are free text, and the task's identity was "
+    "visible as far as the prompts tell it.",
     "all": "Each row was answered among all labels of the stream, also those of stages still to come: the "
     "task's identity was visible only through the wording of its prompt.",
 }
@@ -273,6 +275,8 @@ def metrics_of(matrix: AccuracyMatrix) -> list[dict[str, Any]]:
 
 def visible(stream: Stream, evaluations: Sequence[dict[str, Any]]) -> str:
     """What an answer could be told from."""
+    if not any(each.labels for stage in stream.stages for each in stage.evals):
+        return VISIBLE["none"]
     text = VISIBLE[stream.candidates]
     if stream.candidates == "all" and len({each.get("labels") for each in evaluations}) > 1:
         text += " The stream was extended: stages before that were judged among the labels that it had then."

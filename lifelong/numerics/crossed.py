@@ -15,9 +15,15 @@ from lifelong.errors import UserError
 RESAMPLES = 2000
 
 
-def resampled_means(tables: Sequence[np.ndarray], seed: int, resamples: int = RESAMPLES) -> np.ndarray:
+def resampled_means(
+    tables: Sequence[np.ndarray],
+    seed: int,
+    resamples: int = RESAMPLES,
+    weights: Sequence[np.ndarray | None] | None = None,
+) -> np.ndarray:
     """(B,) resampled means over sets of the mean score of a set. Each table is (S runs, R rows) of one
-    evaluation set; S is the same for all. Equal shapes and seeds give equal draws.
+    evaluation set; S is the same for all. `weights` has for each set those of its rows, (R,) and > 0, or
+    None where they weigh alike; rows are drawn with their weights. Equal shapes and seeds give equal draws.
     """
     if not tables or any(table.ndim != 2 or 0 in table.shape for table in tables):
         raise UserError("resampled_means: give a table of runs and rows for at least one evaluation set.")
@@ -27,9 +33,11 @@ def resampled_means(tables: Sequence[np.ndarray], seed: int, resamples: int = RE
     draw = np.random.default_rng(seed)
     runs = draw.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=resamples) / num_runs  # (B, S)
     total = np.zeros(resamples)
-    for table in tables:
+    for table, weight in zip(tables, weights or [None] * len(tables), strict=True):
         size = table.shape[1]
         rows = draw.multinomial(size, np.full(size, 1 / size), size=resamples) / size  # (B, R)
+        if weight is not None:
+            rows = rows * weight / (rows @ weight)[:, None]
         total += np.einsum("bs,bs->b", runs, rows @ table.T)
     return total / len(tables)
 

@@ -5,7 +5,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from lifelong.report import formats
 
 Run = dict[str, Any]
 RATIOS = ("general_ability",)  # shares of what was there before: percent whatever the tasks are judged by
@@ -82,6 +84,32 @@ def finished(run: Run) -> bool:
 def is_percent(run: Run) -> bool:
     """Whether every task is judged by a share in [0, 1]."""
     return all(s["unit"] == "%" for row in run["evaluations"] for s in row["sets"] if not s["general"])
+
+
+class Scale(NamedTuple):
+    """What a cell of the accuracy matrix is."""
+
+    word: str  # accuracy, the name of another metric that judges all tasks, or score where several do
+    percent: bool
+    unit: str  # of a figure; may be empty
+    apart: str  # of a difference
+
+    def text(self, value: float | None) -> str:
+        return formats.score(value, self.percent)
+
+
+WORDS = {"perplexity": "log-likelihood", "exact_match": "exact match", "rouge_l": "ROUGE-L"}
+
+
+def scale_of(runs: Sequence[Run]) -> Scale:
+    """Of runs that stand in one table."""
+    every = [s for run in runs for row in run["evaluations"] for s in row["sets"] if not s["general"]]
+    names = list(dict.fromkeys(s["metric"] for s in every)) or ["accuracy"]
+    word = WORDS.get(names[0], names[0]) if len(names) == 1 else "score"
+    if all(is_percent(run) for run in runs):
+        return Scale(word, True, "%", "points")
+    unit = "nats per token" if names == ["perplexity"] else ""
+    return Scale(word, False, unit, unit)
 
 
 def columns(run: Run) -> list[str]:

@@ -38,7 +38,7 @@ def table(standings: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             found = spread(values)
             texts.append(formats.number(found and found.mean, 3))
         rows.append([row["label"], formats.score(row["average_accuracy"], standings["percent"]), *texts])
-    return ["method", "average accuracy", *keys.values()], rows
+    return ["method", f"average {standings['word']}", *keys.values()], rows
 
 
 def as_csv(standings: dict[str, Any]) -> str:

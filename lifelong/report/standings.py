@@ -18,61 +18,68 @@ from lifelong.store.files import write_text
 Row = dict[str, Any]
 
 
+Show = Callable[[float | None], str]  # a score as text, in the unit of the table
+
+
 def points(value: float | None) -> str:
     """A share in percent."""
     return formats.score(value, True)
 
 
-def signed(found: dict[str, float] | None) -> str:
+def signed(found: dict[str, float] | None, show: Show) -> str:
     if found is None:
         return formats.DASH
-    value, low, high = ("+" * (v > 0) + points(v) for v in (found["value"], found["low"], found["high"]))
+    value, low, high = ("+" * (v > 0) + show(v) for v in (found["value"], found["low"], found["high"]))
     return f"{value} [{low}, {high}]"
 
 
-def reach(row: Row) -> str:
+def reach(row: Row, show: Show) -> str:
     """Average accuracy with its interval."""
     if row["interval"] is None:
-        return points(row["average_accuracy"])
+        return show(row["average_accuracy"])
     low, high = row["interval"]
-    return f"{points(row['average_accuracy'])} [{points(low)}, {points(high)}]"
+    return f"{show(row['average_accuracy'])} [{show(low)}, {show(high)}]"
 
 
-Column = tuple[str, str, Callable[[Row], str]]
+Column = tuple[str, str, Callable[[Row, Show], str]]
 COLUMNS: tuple[Column, ...] = (
-    # heading, value that the page sorts by, text
-    ("method", "label", lambda r: r["label"] + (" (bound)" if r["bound"] else "") + " *" * r["tied"]),
-    ("average accuracy, %", "average_accuracy", reach),
-    ("to sequential, points", "difference", lambda r: signed(r["difference"])),
-    ("forgetting, points", "forgetting", lambda r: points(r["forgetting"])),
-    ("learning accuracy, %", "learning_accuracy", lambda r: points(r["learning_accuracy"])),
-    ("general ability kept, %", "general_ability", lambda r: points(r["general_ability"])),
-    ("rank", "rank", lambda r: formats.number(r["rank"], 1)),
-    ("time, x", "time", lambda r: formats.number(r["time"], 2)),
-    ("seconds", "seconds", lambda r: formats.number(r["seconds"], 1)),
-    ("peak memory", "peak_memory_bytes", lambda r: formats.size(r["peak_memory_bytes"])),
-    ("kept per task", "kept_bytes", lambda r: formats.size(r["kept_bytes"])),
-    ("task identity", "identity", lambda r: r["identity"] or formats.DASH),
-    ("runs", "runs", lambda r: f"{r['runs']} of {r['planned']}" + (", failed" if r["problem"] else "")),
+    # heading with what `_scale` fills in, value that the page sorts by, text
+    ("method", "label", lambda r, _: r["label"] + (" (bound)" if r["bound"] else "") + " *" * r["tied"]),
+    ("average {word}{unit}", "average_accuracy", reach),
+    ("to sequential{apart}", "difference", lambda r, show: signed(r["difference"], show)),
+    ("forgetting{apart}", "forgetting", lambda r, show: show(r["forgetting"])),
+    ("learning {word}{unit}", "learning_accuracy", lambda r, show: show(r["learning_accuracy"])),
+    ("general ability kept, %", "general_ability", lambda r, _: points(r["general_ability"])),
+    ("rank", "rank", lambda r, _: formats.number(r["rank"], 1)),
+    ("time, x", "time", lambda r, _: formats.number(r["time"], 2)),
+    ("seconds", "seconds", lambda r, _: formats.number(r["seconds"], 1)),
+    ("peak memory", "peak_memory_bytes", lambda r, _: formats.size(r["peak_memory_bytes"])),
+    ("kept per task", "kept_bytes", lambda r, _: formats.size(r["kept_bytes"])),
+    ("task identity", "identity", lambda r, _: r["identity"] or formats.DASH),
+    ("runs", "runs", lambda r, _: f"{r['runs']} of {r['planned']}" + (", failed" if r["problem"] else "")),
 )
 ERASED: tuple[Column, ...] = (
-    ("accuracy on what was erased, %", "erased_accuracy", lambda r: points(r["erased_accuracy"])),
-    ("erasure gap, points", "erasure_gap", lambda r: points(r["erasure_gap"])),
+    ("{word} on what was erased{unit}", "erased_accuracy", lambda r, show: show(r["erased_accuracy"])),
+    ("erasure gap{apart}", "erasure_gap", lambda r, show: show(r["erasure_gap"])),
 )
 TUNED: tuple[Column, ...] = (
-    ("on the tuning stream, %", "tuning_score", lambda r: points(r["tuning_score"])),
-    ("chosen settings", "settings", lambda r: r["settings"] or "as written"),
-    ("tuning, trials", "trials", lambda r: str(r["trials"])),
-    ("tuning, seconds", "tuning_seconds", lambda r: formats.number(r["tuning_seconds"], 1)),
+    ("on the tuning stream{unit}", "tuning_score", lambda r, show: show(r["tuning_score"])),
+    ("chosen settings", "settings", lambda r, _: r["settings"] or "as written"),
+    ("tuning, trials", "trials", lambda r, _: str(r["trials"])),
+    ("tuning, seconds", "tuning_seconds", lambda r, _: formats.number(r["tuning_seconds"], 1)),
 )
 NOTES = (
     "* not distinguishable from the best method: the 95 % interval of the paired difference holds 0.",
-    "Accuracy: mean over tasks at the end, mean over runs; intervals by resampling runs and rows.",
-    "Forgetting: best earlier accuracy minus the final one, mean over earlier tasks; less is better.",
+    "{Word}: mean over tasks at the end, mean over runs; intervals by resampling runs and rows.",
+    "Forgetting: best earlier {word} minus the final one, mean over earlier tasks; less is better.",
     "Time: seconds of training in units of sequential training's with the same order and seed.",
     "Task identity: could an answer at test time use which task its row is of, and by what.",
 )
-CURVES = "Average accuracy over the tasks seen, after each stage, mean over runs"
+UNLIKE = {  # what a table's figures are where they are no shares
+    "log-likelihood": "Log-likelihood: of a token, in nats; minus the logarithm of the perplexity.",
+    "score": "Score: of the metric of each set; a perplexity counts as minus its logarithm.",
+}
+CURVES = "Average {word} over the tasks seen, after each stage, mean over runs"
 INSIDE = "What diagnostics saw after the last stage, mean over runs"
 APART = ("folders", "curves", "inside", "interval", "difference")  # not one figure
 REPORT = "report.html"  # of a run, in its folder
@@ -106,7 +113,20 @@ def about(standings: dict[str, Any]) -> list[str]:
         alike = "Mean over streams, which count alike; each has a table of its own"
         runs = f"{alike}: {', '.join(names)}. Of each at most {runs}"
     failed = [f"{row['label']}: {row['problem']}" for row in standings["rows"] if row["problem"]]
-    return [runs, *_tuning(standings), *standings["visible"], *NOTES, *failed]
+    notes = [_filled(note, standings) for note in NOTES]
+    unlike = [] if standings["percent"] else [UNLIKE.get(standings["word"], "")]
+    return [runs, *_tuning(standings), *standings["visible"], *notes, *filter(None, unlike), *failed]
+
+
+def _filled(text: str, standings: dict[str, Any]) -> str:
+    """With what the figures of the table are."""
+    word = standings["word"]
+    unit, apart = (f", {each}" if each else "" for each in (standings["unit"], standings["apart"]))
+    return text.format(word=word, Word=word[0].upper() + word[1:], unit=unit, apart=apart)
+
+
+def _show(standings: dict[str, Any]) -> Show:
+    return lambda value: formats.score(value, standings["percent"])
 
 
 def _tuning(standings: dict[str, Any]) -> list[str]:
@@ -132,27 +152,28 @@ def columns(standings: dict[str, Any]) -> tuple[Column, ...]:
     erased = ERASED if any(row["erased_accuracy"] is not None for row in standings["rows"]) else ()
     tuned = TUNED if standings["tuning"] is not None else ()
     streams = tuple(_on(name) for name in standings["streams"])
-    return (
-        *COLUMNS[:2], *tuned[:1], *erased, COLUMNS[2], *streams, *COLUMNS[3:-1], *tuned[1:], COLUMNS[-1]
-    )  # fmt: skip
+    found = (*COLUMNS[:2], *tuned[:1], *erased, COLUMNS[2], *streams, *COLUMNS[3:-1], *tuned[1:], COLUMNS[-1])
+    return tuple((_filled(head, standings), key, text) for head, key, text in found)
 
 
 def _on(stream: str) -> Column:
     """Average accuracy on one of several streams."""
-    return f"on {stream}, %", f"on {stream}", lambda row: points(row[f"on {stream}"])
+    name = stream.replace("{", "{{").replace("}", "}}")
+    return f"on {name}{{unit}}", f"on {stream}", lambda row, show: show(row[f"on {stream}"])
 
 
 def as_markdown(standings: dict[str, Any]) -> str:
     shown = columns(standings)
-    rows = [[text(row) for _, _, text in shown] for row in standings["rows"]]
+    show = _show(standings)
+    rows = [[text(row, show) for _, _, text in shown] for row in standings["rows"]]
     notes = [f"- {line.splitlines()[-1]}\n" for line in about(standings)]
     return _markdown_table([head for head, _, _ in shown], rows) + "\n" + "".join(notes)
 
 
 def curves_as_markdown(standings: dict[str, Any]) -> str:
     heads, rows = curves.table(standings)
-    unit = ", %" * standings["percent"]
-    return f"\n{CURVES}{unit}:\n\n{_markdown_table(heads, rows)}" if rows else ""
+    told = _filled(CURVES + "{unit}", standings)
+    return f"\n{told}:\n\n{_markdown_table(heads, rows)}" if rows else ""
 
 
 def inside_as_markdown(standings: dict[str, Any]) -> str:
@@ -183,15 +204,15 @@ def as_page(standings: dict[str, Any], output: Path) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    shown = columns(standings)
+    shown, show = columns(standings), _show(standings)
     rows = [
         {
             "bound": row["bound"],
-            "cells": [(text(row), _key(row[key])) for _, key, text in shown],
+            "cells": [(text(row, show), _key(row[key])) for _, key, text in shown],
             "label": row["label"],
             "lacks": "" if row["runs"] == row["planned"] else f"{row['runs']} of {row['planned']} runs",
             "anchor": f"curve-{place}",
-            "links": _links(row, standings["streams"], output),
+            "links": _links(row, standings["streams"], show, output),
         }
         for place, row in enumerate(standings["rows"], start=1)
     ]
@@ -204,17 +225,19 @@ def as_page(standings: dict[str, Any], output: Path) -> str:
                   lambda found: charts.scale(found, 1024.0, formats.size, least=1.0), standings["percent"]),
         ],
         curves=curves.figures(standings), averages=curves.table(standings), inside=inside.table(standings),
-        percent=standings["percent"], linked="each stream" if standings["streams"] else "each run",
+        percent=standings["percent"], word=standings["word"], unit=standings["unit"],
+        over=_filled("{Word} over the stream{unit}", standings),
+        linked="each stream" if standings["streams"] else "each run",
     )  # fmt: skip
 
 
-def _links(row: Row, streams: dict[str, str], output: Path) -> list[tuple[str, str, str]]:
+def _links(row: Row, streams: dict[str, str], show: Show, output: Path) -> list[tuple[str, str, str]]:
     """(average accuracy, of what, address) of every run; or of every stream, whose page has the runs."""
     if streams:
         pages = {name: quote(f"{folder}/bench.html") for name, folder in streams.items()}
-        return [(points(row[f"on {name}"]), name, page) for name, page in pages.items()]
+        return [(show(row[f"on {name}"]), name, page) for name, page in pages.items()]
     return [
-        (points(c["average"][-1]), f"order {c['order']}, seed {c['seed']}", _link(folder, output))
+        (show(c["average"][-1]), f"order {c['order']}, seed {c['seed']}", _link(folder, output))
         for c, folder in zip(row["curves"], row["folders"], strict=True)
     ]
 
@@ -238,14 +261,15 @@ def _plot(
     if len(known) < 2:
         return None
     place, across = scale([r[key] for r in known])
+    factor = 100 if percent else 1
     low, high, step = charts.nice_range(
-        [100 * r["average_accuracy"] for r in known], (0.0, 100.0) if percent else None
+        [factor * r["average_accuracy"] for r in known], (0.0, 100.0) if percent else None
     )
     count = (high - low) / step
     up = [(100 * i / count, f"{low + i * step:g}") for i in range(math.floor(count) + 1)]
     dots = [
         {
-            "x": place(r[key]), "y": 100 * (100 * r["average_accuracy"] - low) / (high - low),
+            "x": place(r[key]), "y": 100 * (factor * r["average_accuracy"] - low) / (high - low),
             "label": r["label"], "bound": r["bound"],
         }
         for r in known

@@ -211,7 +211,7 @@ def test_what_was_erased_counts_in_no_interval(lifelong, bench, project):
     assert row["erased_accuracy"] is not None and any(line["set"] == "sky" for line in lines)
     cells = bench_file.read(project / "bench.yaml").cells
     runs = [standings.read_run(cell.folder) for cell in cells]
-    assert [table.tolist() for table in standings._tables(cells, runs)] == [[left]]
+    assert [table.tolist() for table in standings._tables(cells, runs).scores] == [[left]]
 
 
 def test_diagnostics_stand_beside_accuracy(lifelong, bench, project):

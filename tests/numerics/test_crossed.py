@@ -35,6 +35,19 @@ def test_sets_weigh_alike_and_cover():
     assert 180 <= hits <= 199
 
 
+def test_rows_are_drawn_with_their_weights():
+    draw = np.random.default_rng(3)
+    scores, tokens = draw.normal(size=(3, 40)), draw.integers(1, 9, 40).astype(float)
+    alike = resampled_means([scores], 0)
+    assert np.array_equal(alike, resampled_means([scores], 0, weights=[None]))
+    assert np.allclose(alike, resampled_means([scores], 0, weights=[np.full(40, 7.0)]))
+    found = resampled_means([scores], 0, weights=[tokens])
+    assert found.mean() == pytest.approx(np.average(scores.mean(0), weights=tokens), abs=0.02)
+    # a row of 3 tokens stands for three of one
+    apart = resampled_means([np.repeat([[1.0, 0.0]], 2, 0)], 0, weights=[np.array([3.0, 1.0])])
+    assert set(np.round(apart, 9)) == {0.0, 0.75, 1.0}
+
+
 def test_ranks_share_ties():
     assert ranks([0.5, 0.9, 0.5, 0.1]) == [2.5, 1.0, 2.5, 4.0]
 

@@ -24,7 +24,8 @@ def row(label, found, folders=None):
 def standings(rows, percent=True):
     return {
         "name": "made", "rows": rows, "tuning": None, "visible": [], "seeds": [0, 1], "orders": 1,
-        "streams": {}, "percent": percent,
+        "streams": {}, "word": "accuracy", "percent": percent,
+        "unit": "%" * percent, "apart": "points" * percent,
     }  # fmt: skip
 
 
