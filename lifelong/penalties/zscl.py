@@ -4,8 +4,8 @@
       + consolidation * sum_i (theta_i - theta_i at the start of the stage)^2
     prediction: mean over tokens of T^2 KL(softmax(z initial / T) || softmax(z / T))
     feature:    mean over tokens and dimensions of (h - h initial)^2,  h of the last layer
-    average <- (n average + theta) / (n + 1) every `average_every` steps, from n = 1 with the weights
-    at the start of the stage; handed over when the stage ends
+    average <- (n average + theta) / (n + 1) every `average_every` steps from the first on, from n = 1
+    with the weights at the start of the stage; handed over when the stage ends
 
 Zheng et al. 2023, arXiv:2303.06628. Theirs distils the image-to-text answers of CLIP;
 here any network is held on its own answers to reference rows (next tokens), or on its features where
@@ -15,8 +15,9 @@ weights are refused. `reference: random` is the random vocabulary of LwF-VR (tex
 tokens; 10 in the paper). Label smoothing of the task's loss is left to the objective. Weights that
 were born since (a label head) are free and are averaged too. Averaging moves weights when the stage
 ends: penalties that keep the final weights are named after this one, and tuners that answer with an
-average of their own are refused. Low-rank factors are averaged one by one. strength 0 switches all
-three parts off.
+average of their own are refused. Low-rank factors are averaged one by one. Their stages have 1000 steps;
+in a shorter one a snapshot is taken at every tenth part, since the interval of the paper would leave the
+weights where they were. strength 0 switches all three parts off.
 
 The default reference is that random vocabulary, which needs no file; the paper's is real data: name
 a file of your own, and not the one that judges general ability.
@@ -61,7 +62,7 @@ class Zscl(Penalty):
     form: Literal["auto", "prediction", "feature"] = "auto"  # auto: prediction where the network generates
     temperature: Annotated[float, Range(0, open_low=True)] = 2.0  # of predictions; 1 = as they are
     consolidation: Annotated[float, Range(0)] = 1.0  # loss per squared change since the stage began
-    average_every: Annotated[int, Range(0)] = 100  # steps between snapshots of the average; 0 = no average
+    average_every: Annotated[int, Range(0)] = 100  # steps between snapshots, or a tenth of the stage; 0: none
     reference: str | tuple[str, ...] = "random"  # file, rows, or "random" token ids
     num_rows: Annotated[int, Range(1)] = 1000  # reference rows at most
     length: Annotated[int, Range(2)] = 64  # tokens of a reference row at most
@@ -103,7 +104,7 @@ class Zscl(Penalty):
         return self.strength * distance + self._drift(context, state)
 
     def after_update(self, context: Context, state: State) -> State:
-        if not state["average"] or context.step % self.average_every:
+        if not state["average"] or context.step % self._interval(context.num_steps):
             return state
         with torch.no_grad():
             for name, average in state["average"].items():
@@ -116,6 +117,10 @@ class Zscl(Penalty):
             for name, average in state["average"].items():
                 leading(context.params[name], average.shape, name).copy_(average)
         return {**state, "start": {}, "average": {}, "merged": 0}
+
+    def _interval(self, num_steps: int) -> int:
+        """Steps between snapshots, in a stage of so many; 0 where their number is not known."""
+        return min(self.average_every, max(num_steps // SNAPSHOTS, 1)) if num_steps else self.average_every
 
     def _form(self, model: Model) -> str:
         generates = model.kind in GENERATIVE
@@ -132,3 +137,4 @@ class Zscl(Penalty):
 
 
 GENERATIVE = ("decoder", "encoder_decoder")
+SNAPSHOTS = 10  # of a stage, at least, where it has as many steps

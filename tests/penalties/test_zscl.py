@@ -111,6 +111,29 @@ def test_average_is_the_plain_mean_of_all_snapshots(every, taken):
     assert not torch.allclose(last["lm_head.weight"], given.params["lm_head.weight"], atol=1e-3)  # control
 
 
+@pytest.mark.parametrize(("num_steps", "interval"), [(0, 4), (1000, 4), (40, 4), (30, 3), (12, 1), (3, 1)])
+def test_a_short_stage_is_averaged_over_its_whole_length(num_steps, interval):
+    penalty, given, state = begun("llama", average_every=4)
+    given.num_steps = num_steps
+    for step in range(12):
+        given.step = step
+        state = penalty.after_update(given, state)
+    assert state["merged"] == 1 + -(-12 // interval)
+
+
+def test_in_the_engine_a_stage_shorter_than_the_interval_is_learned(tmp_path):
+    """With the paper's 100 steps between snapshots it ended where it began."""
+
+    def moved(every):
+        model, stream = tiny.model("llama"), tiny_stream.stream(stages=("sky",), count=40, general=False)
+        before = {name: p.detach().clone() for name, p in model.params().items()}
+        penalty = Zscl(strength=1e-6, consolidation=0.0, average_every=every, num_rows=4, length=8)
+        launch.run(model, stream, methods=[Full(), penalty], output=tmp_path / str(every))
+        return sum(float((p.detach() - before[name]).norm()) for name, p in model.params().items())
+
+    assert 0.3 * moved(0) < moved(100) < moved(0)
+
+
 def test_a_label_head_that_was_born_since_is_free():
     penalty, given, state = begun("bert", consolidation=5.0, average_every=1)
     given.model.network.add_module("extra", nn.Linear(2, 2))
