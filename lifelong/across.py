@@ -49,12 +49,20 @@ def of(bench: Bench) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     whole = tables[names[0]] | {
         "name": bench.settings.name,
         "rows": sorted(rows, key=standings.by_accuracy),
-        "visible": [f"{name}: {line}" for name, table in tables.items() for line in table["visible"]],
+        "visible": _visible(tables),
         "orders": max(table["orders"] for table in tables.values()),
         **scale,
         "streams": {name: parts[name].output.name for name in names},
     }
     return whole, tables
+
+
+def _visible(tables: dict[str, dict[str, Any]]) -> list[str]:
+    """What holds for all streams once, else with the name of each."""
+    every = [table["visible"] for table in tables.values()]
+    if all(each == every[0] for each in every):
+        return every[0]
+    return [f"{name}: {line}" for name, table in tables.items() for line in table["visible"]]
 
 
 def _scale(tables: list[dict[str, Any]]) -> dict[str, Any]:

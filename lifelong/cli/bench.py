@@ -25,7 +25,8 @@ def run_bench(bench: Bench, as_json: bool) -> None:
     for name, each in streams.items():
         print(f"{name}:\n\n{as_markdown(each)}")
     print(as_markdown(found))
-    print(f"table: {page}, and bench.md, bench.csv and bench.curves.csv beside it")
+    beside = ["bench.md", "bench.csv"] if streams else ["bench.md", "bench.csv", "bench.curves.csv"]
+    print(f"table: {page}, and {', '.join(beside[:-1])} and {beside[-1]} beside it")
 
 
 def run_tune(bench: Bench, dry: bool, as_json: bool) -> None:
