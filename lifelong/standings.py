@@ -48,11 +48,22 @@ def judged(bench: Bench) -> Judged:
     cells = {label: [cell for cell in bench.cells if cell.label == label] for label in labels}
     runs = {label: _runs(cells[label]) for label in labels}
     tables = {label: _tables(cells[label], found) for label, found in runs.items()}
-    means = {
-        label: None if found is None else resampled_means(found.scores, SEED, weights=found.weights)
-        for label, found in tables.items()
-    }
-    return Judged(cells, runs, means)
+    return Judged(cells, runs, _means(tables))
+
+
+def _means(tables: "dict[str, Tables | None]") -> Means:
+    """Methods that are judged on the same sets share the draws."""
+    found: Means = dict.fromkeys(tables)
+    alike: dict[Any, list[str]] = {}
+    for label, each in tables.items():
+        if each is not None:
+            key = tuple(table.shape for table in each.scores), tuple(w is None for w in each.weights)
+            alike.setdefault(key, []).append(label)
+    for labels in alike.values():
+        scores = [np.stack(sets) for sets in zip(*(tables[label].scores for label in labels), strict=True)]
+        made = resampled_means(scores, SEED, weights=tables[labels[0]].weights)
+        found |= dict(zip(labels, made, strict=True))
+    return found
 
 
 def of(bench: Bench, known: Judged | None = None) -> dict[str, Any]:

@@ -24,21 +24,23 @@ def resampled_means(
     """(B,) resampled means over sets of the mean score of a set. Each table is (S runs, R rows) of one
     evaluation set; S is the same for all. `weights` has for each set those of its rows, (R,) and > 0, or
     None where they weigh alike; rows are drawn with their weights. Equal shapes and seeds give equal draws.
+
+    Of M methods at once, with tables (M, S, R): (M, B), the draws made once.
     """
-    if not tables or any(table.ndim != 2 or 0 in table.shape for table in tables):
+    if not tables or any(table.ndim not in (2, 3) or 0 in table.shape for table in tables):
         raise UserError("resampled_means: give a table of runs and rows for at least one evaluation set.")
-    num_runs = len(tables[0])
-    if any(len(table) != num_runs for table in tables):
+    *several, num_runs, _ = tables[0].shape
+    if any(table.shape[:-1] != tables[0].shape[:-1] for table in tables):
         raise UserError("resampled_means: every evaluation set must be of the same runs.")
     draw = np.random.default_rng(seed)
     runs = draw.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=resamples) / num_runs  # (B, S)
-    total = np.zeros(resamples)
+    total = np.zeros((*several, resamples))
     for table, weight in zip(tables, weights or [None] * len(tables), strict=True):
-        size = table.shape[1]
+        size = table.shape[-1]
         rows = draw.multinomial(size, np.full(size, 1 / size), size=resamples) / size  # (B, R)
         if weight is not None:
             rows = rows * weight / (rows @ weight)[:, None]
-        total += np.einsum("bs,bs->b", runs, rows @ table.T)
+        total += np.einsum("bs,...sb->...b", runs, table @ rows.T)
     return total / len(tables)
 
 

@@ -48,6 +48,17 @@ def test_rows_are_drawn_with_their_weights():
     assert set(np.round(apart, 9)) == {0.0, 0.75, 1.0}
 
 
+def test_methods_at_once_equal_those_alone():
+    draw = np.random.default_rng(4)
+    every = [draw.normal(size=(5, 3, 20)), draw.normal(size=(5, 3, 30))]
+    weights = [None, draw.uniform(1, 2, 30)]
+    found = resampled_means(every, 7, weights=weights)
+    assert found.shape[0] == 5
+    for each in range(5):
+        alone = resampled_means([table[each] for table in every], 7, weights=weights)
+        assert np.allclose(found[each], alone, rtol=0, atol=1e-12)
+
+
 def test_ranks_share_ties():
     assert ranks([0.5, 0.9, 0.5, 0.1]) == [2.5, 1.0, 2.5, 4.0]
 
