@@ -108,11 +108,16 @@ class Tune(Repeats):
     seed: Annotated[int, Range(0)] = 0  # of what is drawn
 
 
-def _check_folder(key: str, name: str) -> None:
-    if not name or "/" in name or name.startswith(".") or name == FOLDER:
-        raise UserError(
-            f"{key}: `{name}` becomes the name of a folder: no `/`, no leading dot; `{FOLDER}` is taken."
-        )
+def _check_folders(key: str, names: Iterable[str]) -> None:
+    taken: dict[str, str] = {}
+    for name in names:
+        if not name or "/" in name or name.startswith(".") or name == FOLDER:
+            raise UserError(
+                f"{key}: `{name}` becomes the name of a folder: no `/`, no leading dot; `{FOLDER}` is taken."
+            )
+        if (folder := folder_of(name)) in taken:
+            raise UserError(f"{key}: `{name}` and `{taken[folder]}` would share the folder {folder}.")
+        taken[folder] = name
 
 
 class BenchFile(Repeats):
@@ -133,10 +138,8 @@ class BenchFile(Repeats):
             raise UserError(
                 "stream: give one, as content of a stream file or its path, or several by name in `streams`."
             )
-        for name in self.methods:
-            _check_folder("methods", name)
-        for name in self.streams:
-            _check_folder("streams", name)
+        _check_folders("methods", self.methods)
+        _check_folders("streams", self.streams)
         for label, entry in self.methods.items():
             if entry.search and self.tune is None:
                 raise UserError(f"methods.{label}: to search, name under `tune` another stream to search on.")

@@ -154,6 +154,10 @@ MISTAKES = {
     "both": ({"stream": "stream.yaml"}, ["stream: give one", "or several"]),
     "list": ({"streams": ["stream.yaml"]}, ["streams: give them by name"]),
     "folder": ({"streams": {"a/b": "stream.yaml"}}, ["streams: `a/b`", "no `/`"]),
+    "one folder": (
+        {"streams": {"a b": "stream.yaml", "a-b": "else/stream.yaml"}},
+        ["streams: `a-b` and `a b` would share the folder a-b"],
+    ),
     "taken": ({"streams": {"tuning": "stream.yaml"}}, ["streams: `tuning`", "is taken"]),
     "no file": ({"streams": {"a": "nowhere.yaml"}}, ["streams.a: no stream file", "nowhere.yaml"]),
     "key": ({"streams": {"a": {"stream": "stream.yaml", "order": 3}}}, ["streams.a", "`order`", "`orders`"]),

@@ -156,6 +156,7 @@ MISTAKES = {
     "order": ({"orders": [["sky", "fram"]]}, ["orders[0]", "sky, farm"]),
     "pairs": ({"orders": 3, "paired": True}, ["as many orders as seeds", "3 and 2"]),
     "folder": ({"methods": {"a/b": "lora"}}, ["`a/b`", "no `/`"]),
+    "one folder": ({"methods": {"a b": "lora", "a-b": "full"}}, ["`a-b` and `a b` would share the folder"]),
     "change": ({"methods": {"a": {"method": "lora", "changes": ["defalts.epochs=2"]}}},
                ["methods.a", "defalts"]),
     "missing data": ({"stream": {"model": "m", "stages": [], "defaults": {"epochs": 1}}}, ["stages"]),
