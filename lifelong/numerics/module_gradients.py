@@ -16,6 +16,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lifelong.numerics.low_rank import Up
 
+FORMS = {kind.forward: kind for kind in (nn.Linear, Conv1D, nn.Embedding)} | {Up.forward: nn.Linear}
+
 
 class Layout(NamedTuple):
     """Which rows of a tensor belong to which of the B examples. A guess, to be verified.
@@ -101,11 +103,7 @@ class Call:
 
     def known(self) -> type | None:
         """The class whose closed form holds: its own forward, not an override."""
-        if "forward" in vars(self.module):
-            return None
-        forms = {nn.Linear.forward: nn.Linear, Up.forward: nn.Linear}
-        forms |= {kind.forward: kind for kind in (Conv1D, nn.Embedding)}
-        return forms.get(type(self.module).forward)
+        return None if "forward" in vars(self.module) else FORMS.get(type(self.module).forward)
 
 
 class Share:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lifelong.report import formats
-
 Run = dict[str, Any]
 RATIOS = ("general_ability",)  # shares of what was there before: percent whatever the tasks are judged by
 BOUNDS = {"joint": "upper", "per_task": "separate"}  # by what becomes of the stream
@@ -93,9 +91,6 @@ class Scale(NamedTuple):
     percent: bool
     unit: str  # of a figure; may be empty
     apart: str  # of a difference
-
-    def text(self, value: float | None) -> str:
-        return formats.score(value, self.percent)
 
 
 WORDS = {"perplexity": "log-likelihood", "exact_match": "exact match", "rouge_l": "ROUGE-L"}
